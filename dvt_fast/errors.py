@@ -1,0 +1,25 @@
+"""The errors of dvt_fast: each is one clear line that says what was expected, what came and what to do."""
+
+
+class DvtError(Exception):
+    """Base of every error that dvt_fast raises on purpose; the command line prints its message and exits with 1."""
+
+
+class InputError(DvtError, ValueError):
+    """An argument, image, file or option that cannot be used as it is."""
+
+
+class MissingExtraError(DvtError, ImportError):
+    """An optional package is absent; the message names the extra that brings it."""
+
+
+class WeightsError(DvtError, ValueError):
+    """Weights that cannot be found, read or fitted to the model."""
+
+
+class NonFiniteError(DvtError, ArithmeticError):
+    """NaN or infinity where numbers were expected, in an input or in a loss."""
+
+
+class Cancelled(DvtError):
+    """A solve was stopped by its progress callback or by the user."""
