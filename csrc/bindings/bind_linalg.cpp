@@ -1,0 +1,56 @@
+// Linear algebra, bound for tests and benchmarks only.
+#include "bindings/convert.h"
+#include "linalg/gemm/gemm.h"
+
+namespace dvt::bindings {
+namespace {
+
+Array<float> gemm_binding(const Array<float>& a, const Array<float>& b, bool trans_a, bool trans_b, float alpha,
+                          float beta, py::object c_in, py::object bias, bool relu, py::object relu_mask,
+                          bool reference) {
+  check_isa();
+  check_shape(a, "a", {-1, -1});
+  check_shape(b, "b", {-1, -1});
+  const GemmShape shape{a.shape(trans_a ? 1 : 0), b.shape(trans_b ? 0 : 1), a.shape(trans_a ? 0 : 1)};
+  check_shape(b, "b", {trans_b ? shape.n : shape.k, trans_b ? shape.k : shape.n});
+  auto c = new_array<float>({shape.m, shape.n});
+  if (!c_in.is_none()) {
+    auto given = c_in.cast<Array<float>>();
+    check_shape(given, "c", {shape.m, shape.n});
+    std::memcpy(c.mutable_data(), given.data(), sizeof(float) * static_cast<size_t>(given.size()));
+  }
+  GemmEpilogue epilogue;
+  epilogue.relu = relu;
+  Array<float> bias_array, mask_array;
+  if (!bias.is_none()) {
+    bias_array = bias.cast<Array<float>>();
+    check_shape(bias_array, "bias", {shape.n});
+    epilogue.bias = bias_array.data();
+  }
+  if (!relu_mask.is_none()) {
+    mask_array = relu_mask.cast<Array<float>>();
+    check_shape(mask_array, "relu_mask", {shape.m, shape.n});
+    epilogue.relu_mask = mask_array.data();
+    epilogue.relu_mask_stride = shape.n;
+  }
+  const float *pa = a.data(), *pb = b.data();
+  float* pc = c.mutable_data();
+  const int64_t lda = a.shape(1), ldb = b.shape(1);
+  {
+    py::gil_scoped_release release;
+    (reference ? gemm_reference : gemm)(trans_a ? Transpose::yes : Transpose::no,
+                                        trans_b ? Transpose::yes : Transpose::no, shape, alpha, pa, lda, pb, ldb, beta,
+                                        pc, shape.n, epilogue);
+  }
+  return c;
+}
+
+}  // namespace
+
+void bind_linalg(py::module_& m) {
+  m.def("gemm", &gemm_binding, py::arg("a"), py::arg("b"), py::arg("trans_a") = false, py::arg("trans_b") = false,
+        py::arg("alpha") = 1.0f, py::arg("beta") = 0.0f, py::arg("c") = py::none(), py::arg("bias") = py::none(),
+        py::arg("relu") = false, py::arg("relu_mask") = py::none(), py::arg("reference") = false);
+}
+
+}  // namespace dvt::bindings

@@ -1,0 +1,153 @@
+// Vectors of floats through the compiler's vector extensions: one source for SSE2, AVX2, AVX-512 and NEON.
+//
+// Included only by `<op>_kernels.cpp` files, which CMake compiles once an instruction set with DVT_ISA set to its
+// name. All functions are static: a shared inline function compiled with AVX-512 could otherwise be the copy that the
+// linker keeps for everyone. For the same reason kernels use no standard containers or algorithms
+// (tests/test_build.py checks the symbols of the objects).
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#if !defined(DVT_ISA)
+#error "simd.h is for kernel sources, which CMake compiles with DVT_ISA=generic|avx2|avx512"
+#endif
+
+#define DVT_INLINE static inline __attribute__((always_inline))
+
+namespace dvt {
+namespace DVT_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+constexpr int kRegisters = 16;
+#else
+constexpr int kLanes = 4;
+#if defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+#endif
+
+typedef float vfloat __attribute__((vector_size(kLanes * 4)));
+typedef int32_t vint __attribute__((vector_size(kLanes * 4)));
+typedef float vfloat_unaligned __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+
+DVT_INLINE vfloat broadcast(float x) { return vfloat{} + x; }
+DVT_INLINE vfloat load(const float* p) { return *reinterpret_cast<const vfloat_unaligned*>(p); }
+DVT_INLINE void store(float* p, vfloat v) { *reinterpret_cast<vfloat_unaligned*>(p) = v; }
+DVT_INLINE vfloat load_partial(const float* p, int n) {
+  vfloat v = {};
+  std::memcpy(&v, p, static_cast<size_t>(n) * sizeof(float));
+  return v;
+}
+DVT_INLINE void store_partial(float* p, vfloat v, int n) { std::memcpy(p, &v, static_cast<size_t>(n) * sizeof(float)); }
+DVT_INLINE vfloat vmax(vfloat a, vfloat b) { return a > b ? a : b; }
+DVT_INLINE vfloat vmin(vfloat a, vfloat b) { return a < b ? a : b; }
+DVT_INLINE vfloat vsqrt(vfloat x) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_ps(x);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(x);
+#else
+  vfloat r;
+  for (int i = 0; i < kLanes; ++i) r[i] = __builtin_sqrtf(x[i]);
+  return r;
+#endif
+}
+DVT_INLINE float sum(vfloat v) {
+  // Pairwise, so that the order is the same in every instruction set of one width.
+  float lanes[kLanes];
+  std::memcpy(lanes, &v, sizeof v);
+  for (int width = kLanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+// float16 <-> float32, round to nearest even; the storage type is uint16_t.
+DVT_INLINE float half_to_float(uint16_t h) {
+#if defined(__F16C__)
+  return _cvtsh_ss(h);
+#else
+  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, magnitude = h & 0x7fffu;
+  uint32_t bits;
+  if (magnitude >= 0x7c00u) {
+    bits = sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13);
+  } else {
+    // Shift the exponent by multiplying: subnormal halves come out exact, with no branch.
+    bits = magnitude << 13;
+    float f, scale;
+    const uint32_t two_to_112 = 0x77800000u;
+    std::memcpy(&f, &bits, 4);
+    std::memcpy(&scale, &two_to_112, 4);
+    f *= scale;
+    std::memcpy(&bits, &f, 4);
+    bits |= sign;
+  }
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+#endif
+}
+DVT_INLINE uint16_t float_to_half(float x) {
+#if defined(__F16C__)
+  return _cvtss_sh(x, 0);
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u);
+  if (magnitude >= 0x477ff000u) return static_cast<uint16_t>(sign | 0x7c00u);  // rounds to 65536 or more
+  if (magnitude < 0x38800000u) {
+    // Subnormal half: adding 0.5 makes the adder round at the right bit.
+    float f;
+    std::memcpy(&f, &magnitude, 4);
+    f += 0.5f;
+    uint32_t rounded;
+    std::memcpy(&rounded, &f, 4);
+    return static_cast<uint16_t>(sign | (rounded - 0x3f000000u));
+  }
+  const uint32_t odd = (magnitude >> 13) & 1u;
+  return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+#endif
+}
+DVT_INLINE vfloat load(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  vfloat r;
+  for (int i = 0; i < kLanes; ++i) r[i] = half_to_float(p[i]);
+  return r;
+#endif
+}
+DVT_INLINE vfloat load_partial(const uint16_t* p, int n) {
+  vfloat r = {};
+  for (int i = 0; i < n; ++i) r[i] = half_to_float(p[i]);
+  return r;
+}
+DVT_INLINE void store(uint16_t* p, vfloat v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, 0));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, 0));
+#else
+  for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(v[i]);
+#endif
+}
+DVT_INLINE void store_partial(uint16_t* p, vfloat v, int n) {
+  for (int i = 0; i < n; ++i) p[i] = float_to_half(v[i]);
+}
+
+}  // namespace DVT_ISA
+}  // namespace dvt

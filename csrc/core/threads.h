@@ -1,0 +1,31 @@
+// One small pool of threads for the whole library.
+//
+// `parallel_for(count, grain, task)` calls task(begin, end) on pieces of [0, count) of at most max(grain, ...) items;
+// the caller works too. Pieces are claimed from a counter, so which thread runs a piece is not fixed: a task must write
+// only to what its own piece owns, and then results are the same bits with any number of threads. A call from inside a
+// task runs serially. Tasks must not throw.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+namespace dvt {
+
+int num_threads();
+// At least 1; 0 restores the default (DVT_FAST_NUM_THREADS, or the cores this process may run on).
+void set_num_threads(int n);
+
+namespace detail {
+using TaskFunction = void (*)(void* context, int64_t begin, int64_t end);
+void parallel_for(int64_t count, int64_t grain, TaskFunction function, void* context);
+}  // namespace detail
+
+template <class Task>
+void parallel_for(int64_t count, int64_t grain, Task&& task) {
+  using T = std::remove_reference_t<Task>;
+  detail::parallel_for(
+      count, grain, [](void* context, int64_t begin, int64_t end) { (*static_cast<T*>(context))(begin, end); },
+      const_cast<void*>(static_cast<const void*>(&task)));
+}
+
+}  // namespace dvt

@@ -1,0 +1,180 @@
+"""Images in: any file, PIL image or array becomes one upright 8-bit RGB picture; folders and globs become file lists.
+
+Everything downstream (views, panels, training) assumes RGB, upright, 8 bit, decoded. This file is the only place that
+knows the ways in which real files differ from that, and every file it cannot use is one `InputError` that names it.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Union
+
+import numpy as np
+
+from .errors import InputError
+from .extras import require
+
+if TYPE_CHECKING:
+    from PIL import Image as PILImage
+
+    ImageSource = Union[str, os.PathLike[str], IO[bytes], PILImage.Image, np.ndarray]
+
+IMAGE_EXTENSIONS = frozenset(
+    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+)
+
+# Beyond this many pixels an image is loaded at a lower resolution: no view needs more (the smallest crop, a third of a
+# side, still has 1,900 pixels), and decoding it whole would cost seconds and hundreds of megabytes.
+LARGE_PIXELS = 2**25
+
+
+def load_image(source: ImageSource) -> PILImage.Image:
+    """Load one image as an upright, decoded PIL image in mode RGB.
+
+    source: a path, an open binary file, a PIL image, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8,
+    uint16 (0..65535), bool or float (0..1).
+
+    The EXIF rotation is applied; transparency is laid over white, as a page shows it; 16 bits are scaled to 8; of an
+    animation comes the first frame. An image of more than `LARGE_PIXELS` comes at an integer fraction of its
+    resolution, so use coordinates in units of the image, not in pixels of the file.
+
+    Raises `InputError`, one line naming the file: absent, empty, unreadable, truncated, or so large that Pillow takes
+    it for a decompression bomb (`PIL.Image.MAX_IMAGE_PIXELS` sets that limit).
+    """
+    Image = require("PIL.Image", "vit")
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _decode(source, getattr(source, "filename", "") or "the given image")
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        _check_file(path)
+        return _open(path, str(path))
+    if hasattr(source, "read"):
+        return _open(source, str(getattr(source, "name", "the given file")))
+    raise InputError(f"an image must be a path, an open file, a PIL image or an array, got {type(source).__name__}")
+
+
+def find_images(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Expand files, folders (recursively) and glob patterns into image files: sorted within each, none twice.
+
+    A file is taken whatever its name; folders and patterns give the files with one of `IMAGE_EXTENSIONS`, without
+    hidden ones. Raises `InputError` for a path that does not exist and where no image is found.
+    """
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
+    found: dict[Path, None] = {}
+    names = [os.fspath(path) for path in paths]
+    for name in names:
+        path = Path(name).expanduser()
+        if path.is_file():
+            found[path] = None
+        elif path.is_dir():
+            found.update(dict.fromkeys(_images_in(path)))
+        elif glob.has_magic(name):
+            for match in sorted(Path(m) for m in glob.glob(str(path), recursive=True)):
+                if match.is_dir() and "**" not in name:  # "**" walks into folders itself
+                    found.update(dict.fromkeys(_images_in(match)))
+                elif match.is_file() and _looks_like_image(match):
+                    found[match] = None
+        else:
+            raise InputError(f"{name}: no such file or folder")
+    if not found:
+        raise InputError(f"no images found in {', '.join(names) or 'an empty list of paths'}")
+    return list(found)
+
+
+def resize(
+    image: PILImage.Image,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0),
+    extent: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Resample the part `box` of an RGB image to `size`, bicubic with antialias, exact to fractions of a pixel.
+
+    size: (height, width) in pixels. box: (x, y, width, height) in units of the image. extent: (width, height) in
+    pixels that the unit box spans, where that is not the image's own size (see `reduce_for`).
+    Returns uint8 [height, width, 3].
+    """
+    Image = require("PIL.Image", "vit")
+    width, height = extent or image.size
+    x, y, w, h = box
+    edges = (x * width, y * height, min((x + w) * width, width), min((y + h) * height, height))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=edges))
+
+
+def reduce_for(
+    image: PILImage.Image, size: tuple[int, int], smallest: tuple[float, float]
+) -> tuple[PILImage.Image, tuple[float, float]]:
+    """Shrink a large image by whole factors, once, so that many crops of it are cheap.
+
+    size: (height, width) that crops are resampled to. smallest: (width, height) of the smallest crop, in units of the
+    image; it keeps at least twice the pixels that it is resampled to, so that the result is the same to the eye and
+    nearly so to a network. Returns the image and the (width, height) in its pixels that the whole original spans,
+    fractional where the factor does not divide the original.
+    """
+    factor_x = max(1, int(image.width * smallest[0] / (2 * size[1])))
+    factor_y = max(1, int(image.height * smallest[1] / (2 * size[0])))
+    extent = (image.width / factor_x, image.height / factor_y)
+    return (image.reduce((factor_x, factor_y)) if factor_x * factor_y > 1 else image), extent
+
+
+def _looks_like_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_EXTENSIONS and not path.name.startswith(".")
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if _looks_like_image(path) and path.is_file())
+
+
+def _check_file(path: Path) -> None:
+    """The faults whose message would otherwise be Pillow's "cannot identify image file"."""
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, expected an image file")
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty (0 bytes)")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def _open(file: Any, name: str) -> PILImage.Image:
+    Image = require("PIL.Image", "vit")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine, a bomb raises
+            image = Image.open(file)
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{name}: too large to be decoded safely (more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels); "
+            "raise PIL.Image.MAX_IMAGE_PIXELS to allow it"
+        ) from None
+    except Image.UnidentifiedImageError:
+        raise InputError(f"{name}: not an image that Pillow can read") from None
+    except Exception as error:  # Pillow's readers raise whatever a broken header leads to
+        raise InputError(f"{name}: cannot be read as an image: {_reason(error)}") from None
+    with image:
+        return _decode(image, name)
+
+
+def _decode(image: PILImage.Image, name: str) -> PILImage.Image:
+    try:
+        scale = 1
+        while image.width * image.height > LARGE_PIXELS * scale**2:
+            scale *= 2
+        if scale > 1:
+            image.draft("RGB", (image.width // scale, image.height // scale))  # JPEG only; decodes at a fraction
+            while scale > 1 and image.width * image.height * 4 <= LARGE_PIXELS * scale**2:
+                break
+        image.load()
+    except Exception as error:  # see _open
+        raise InputError(f"{name}: cannot be decoded: {_reason(error)}") from None
+    return image
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
