@@ -7,6 +7,7 @@ knows the ways in which real files differ from that, and every file it cannot us
 from __future__ import annotations
 
 import glob
+import math
 import os
 import warnings
 from collections.abc import Iterable
@@ -158,22 +159,71 @@ def _open(file: Any, name: str) -> PILImage.Image:
     except Exception as error:  # Pillow's readers raise whatever a broken header leads to
         raise InputError(f"{name}: cannot be read as an image: {_reason(error)}") from None
     with image:
+        factor = _large_factor(image)
+        if factor > 1:  # JPEG only: decodes at a half, a quarter or an eighth of the resolution
+            image.draft(image.mode, (image.width // factor, image.height // factor))
         return _decode(image, name)
 
 
 def _decode(image: PILImage.Image, name: str) -> PILImage.Image:
     try:
-        scale = 1
-        while image.width * image.height > LARGE_PIXELS * scale**2:
-            scale *= 2
-        if scale > 1:
-            image.draft("RGB", (image.width // scale, image.height // scale))  # JPEG only; decodes at a fraction
-            while scale > 1 and image.width * image.height * 4 <= LARGE_PIXELS * scale**2:
-                break
         image.load()
+        image = _to_rgb(_upright(image), name)
+        factor = _large_factor(image)
+        return image.reduce(factor) if factor > 1 else image
+    except InputError:
+        raise
     except Exception as error:  # see _open
         raise InputError(f"{name}: cannot be decoded: {_reason(error)}") from None
-    return image
+
+
+def _large_factor(image: PILImage.Image) -> int:
+    return math.ceil(math.sqrt(image.width * image.height / LARGE_PIXELS))
+
+
+def _upright(image: PILImage.Image) -> PILImage.Image:
+    ImageOps = require("PIL.ImageOps", "vit")
+    try:
+        turned = image.getexif().get(0x0112, 1) != 1
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        turned = False
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def _to_rgb(image: PILImage.Image, name: str) -> PILImage.Image:
+    Image = require("PIL.Image", "vit")
+    if image.mode.startswith("I;16"):
+        return _from_array(np.asarray(image).astype(np.uint16), name)
+    if image.mode == "I":  # what Pillow makes of some 16-bit files; nothing says the range of real 32-bit ones
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise InputError(f"{name}: 32-bit pixels from {values.min()} to {values.max()}, expected 0 to 65535")
+        return _from_array(values.astype(np.uint16), name)
+    if image.mode == "F":
+        return _from_array(np.asarray(image), name)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_array(array: np.ndarray, name: str = "the given array") -> PILImage.Image:
+    Image = require("PIL.Image", "vit")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
+        raise InputError(f"{name}: expected shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}")
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.dtype == np.bool_:
+        array = array * np.uint8(255)
+    elif array.dtype == np.uint16:
+        array = (array.astype(np.uint32) * 255 + 32767) // 65535
+    elif np.issubdtype(array.dtype, np.floating):
+        if not (array.min() >= 0 and array.max() <= 1):  # written so that NaN fails
+            raise InputError(f"{name}: float pixels from {array.min():g} to {array.max():g}, expected 0 to 1")
+        array = array * 255 + 0.5
+    elif array.dtype != np.uint8:
+        raise InputError(f"{name}: expected pixels of uint8, uint16, bool or float, got {array.dtype}")
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8)), name)
 
 
 def _reason(error: Exception) -> str:

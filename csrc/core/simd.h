@@ -41,7 +41,7 @@ typedef float vfloat __attribute__((vector_size(kLanes * 4)));
 typedef int32_t vint __attribute__((vector_size(kLanes * 4)));
 typedef float vfloat_unaligned __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 
-DVT_INLINE vfloat broadcast(float x) { return vfloat{} + x; }
+DVT_INLINE vfloat broadcast(float x) { return x - vfloat{}; }  // x - 0 is x for every x, and folds to a broadcast
 DVT_INLINE vfloat load(const float* p) { return *reinterpret_cast<const vfloat_unaligned*>(p); }
 DVT_INLINE void store(float* p, vfloat v) { *reinterpret_cast<vfloat_unaligned*>(p) = v; }
 DVT_INLINE vfloat load_partial(const float* p, int n) {

@@ -67,34 +67,35 @@ void pack_b(Transpose trans, int64_t k, int64_t columns, const float* b, int64_t
   }
 }
 
-// Applies beta, the epilogue and the edge masks to one row of a tile.
-DVT_INLINE void finish_row(vfloat* acc, int64_t row, int64_t column, int width, float alpha, float beta, float* c,
-                           const GemmEpilogue* epilogue) {
-  for (int v = 0; v < kNrVectors; ++v) {
-    const int lanes = width - v * kLanes < kLanes ? width - v * kLanes : kLanes;
-    if (lanes <= 0) return;
-    float* to = c + v * kLanes;
-    const bool whole = lanes == kLanes;
-    vfloat x = acc[v] * alpha;
-    if (beta != 0.0f) x += broadcast(beta) * (whole ? load(to) : load_partial(to, lanes));
-    if (epilogue) {
-      const int64_t j = column + v * kLanes;
-      if (epilogue->bias) x += whole ? load(epilogue->bias + j) : load_partial(epilogue->bias + j, lanes);
-      if (epilogue->relu) x = vmax(x, vfloat{});
-      if (epilogue->relu_mask) {
-        const float* mask = epilogue->relu_mask + row * epilogue->relu_mask_stride + j;
-        x = (whole ? load(mask) : load_partial(mask, lanes)) > 0.0f ? x : vfloat{};
+// Applies alpha, beta, the epilogue and the edge masks to a tile and stores it. Kept out of line, so that it takes no
+// registers from the loop over k.
+__attribute__((noinline)) void finish(const float* tile, int height, int width, float alpha, float beta, float* c,
+                                      int64_t ldc, int64_t row, int64_t column, const GemmEpilogue* epilogue) {
+  for (int i = 0; i < height; ++i)
+    for (int v = 0; v < width; v += kLanes) {
+      const int lanes = width - v < kLanes ? width - v : kLanes;
+      const bool whole = lanes == kLanes;
+      float* to = c + i * ldc + v;
+      vfloat x = load(tile + i * kNr + v) * alpha;
+      if (beta != 0.0f) x += broadcast(beta) * (whole ? load(to) : load_partial(to, lanes));
+      if (epilogue) {
+        const int64_t j = column + v;
+        if (epilogue->bias) x += whole ? load(epilogue->bias + j) : load_partial(epilogue->bias + j, lanes);
+        if (epilogue->relu) x = vmax(x, vfloat{});
+        if (epilogue->relu_mask) {
+          const float* mask = epilogue->relu_mask + (row + i) * epilogue->relu_mask_stride + j;
+          x = (whole ? load(mask) : load_partial(mask, lanes)) > 0.0f ? x : vfloat{};
+        }
       }
+      if (whole)
+        store(to, x);
+      else
+        store_partial(to, x, lanes);
     }
-    if (whole)
-      store(to, x);
-    else
-      store_partial(to, x, lanes);
-  }
 }
 
-DVT_INLINE void tile(int height, int width, int64_t k, float alpha, const float* a, const float* b, float beta,
-                     float* c, int64_t ldc, int64_t row, int64_t column, const GemmEpilogue* epilogue) {
+// The product of one panel of A and one of B: [kMr, kNr], in registers until the end.
+DVT_INLINE void tile(int64_t k, const float* a, const float* b, float* out) {
   vfloat acc[kMr][kNrVectors] = {};
   for (int64_t p = 0; p < k; ++p, a += kMr, b += kNr) {
     const vfloat b0 = load(b), b1 = load(b + kLanes);
@@ -106,17 +107,21 @@ DVT_INLINE void tile(int height, int width, int64_t k, float alpha, const float*
     }
   }
 #pragma GCC unroll 12
-  for (int i = 0; i < kMr; ++i)
-    if (i < height) finish_row(acc[i], row + i, column, width, alpha, beta, c + i * ldc, epilogue);
+  for (int i = 0; i < kMr; ++i) {
+    store(out + i * kNr, acc[i][0]);
+    store(out + i * kNr + kLanes, acc[i][1]);
+  }
 }
 
 void block(int64_t rows, int64_t columns, int64_t k, float alpha, const float* packed_a, const float* packed_b,
            float beta, float* c, int64_t ldc, const GemmEpilogue* epilogue) {
+  alignas(64) float out[kMr * kNr];
   for (int64_t j = 0; j < columns; j += kNr) {
     const int width = columns - j < kNr ? static_cast<int>(columns - j) : kNr;
     for (int64_t i = 0; i < rows; i += kMr) {
       const int height = rows - i < kMr ? static_cast<int>(rows - i) : kMr;
-      tile(height, width, k, alpha, packed_a + i * k, packed_b + j * k, beta, c + i * ldc + j, ldc, i, j, epilogue);
+      tile(k, packed_a + i * k, packed_b + j * k, out);
+      finish(out, height, width, alpha, beta, c + i * ldc + j, ldc, i, j, epilogue);
     }
   }
 }
