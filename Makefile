@@ -1,0 +1,78 @@
+# Set-up, checks and the demo. Needs Python 3.10 or newer (with its headers) and a C++17 compiler; CMake and Ninja come
+# from pip. Everything goes into the active virtual environment, or into .venv, which is made where there is none.
+#
+#   make demo VENV=/path/to/env     another environment, for one that conda made
+#   make demo PYTHON=python3.12     another interpreter for a new .venv
+
+PYTHON ?= python3
+VENV ?= $(or $(VIRTUAL_ENV),$(CURDIR)/.venv)
+PY := $(VENV)/bin/python
+export PATH := $(VENV)/bin:$(PATH)
+
+# What pyproject.toml asks for under [build-system]: installed here, so that a rebuild after an edit takes seconds.
+BUILD_TOOLS := "setuptools>=77" "pybind11>=2.13" "cmake>=3.18" "ninja"
+# A stamp says that this checkout is installed in that environment with that extra.
+STAMP := $(VENV)/.dvt-fast$(subst /,-,$(CURDIR))
+CONSTRAINTS := $(VENV)/.dvt-fast-constraints.txt
+NATIVE := build/native.stamp
+CXX_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
+
+WERROR := -DDVT_FAST_WERROR=ON $(DVT_FAST_CMAKE_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format build clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: $(STAMP)-demo $(NATIVE)  ## install, clean the features of one photo, print where the picture is
+	@$(VENV)/bin/dvt-fast decompose "$$($(PY) -c 'import skimage; print(skimage.__path__[0])')/data/astronaut.png" --out demo
+
+test: $(STAMP)-dev lint build  ## install, lint, build with warnings as errors, run every test
+	$(PY) -m pytest
+
+lint: $(STAMP)-dev  ## check style, formatting and types
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	find csrc -name '*.cpp' -o -name '*.h' | xargs clang-format --dry-run --Werror
+	$(PY) -m mypy
+
+format: $(STAMP)-dev  ## write the formatting that lint asks for
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+	find csrc -name '*.cpp' -o -name '*.h' | xargs clang-format -i
+
+build: $(STAMP)-dev  ## compile the native module in place, warnings as errors
+	$(PY) setup.py --quiet build_ext --inplace
+	@touch $(NATIVE)
+
+$(STAMP)-dev build: export DVT_FAST_CMAKE_ARGS := $(WERROR)
+
+clean:  ## remove what was built and what the demo wrote; the environment stays
+	rm -rf build dist demo out *.egg-info dvt_fast/_native*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -f $(STAMP)-demo $(STAMP)-dev
+
+$(PY):
+	$(PYTHON) -m venv "$(VENV)"
+
+# The constraint keeps a torch that is already there: pip would otherwise replace it to suit the newest torchvision.
+define install
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PY) -m ensurepip --upgrade
+	$(PY) -m pip install --quiet --disable-pip-version-check $(BUILD_TOOLS)
+	@$(PY) tools/torch_constraints.py > $(CONSTRAINTS)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation -c $(CONSTRAINTS) -e '.[$(1)]'
+	@mkdir -p $(dir $(NATIVE)) && touch $(NATIVE)
+endef
+
+$(STAMP)-demo: pyproject.toml | $(PY)
+	$(call install,demo)
+	@touch $@
+
+$(STAMP)-dev: pyproject.toml | $(PY)
+	$(call install,dev)
+	@touch $(STAMP)-demo $@
+
+# For the demo, after an edit; the install has built it already.
+$(NATIVE): $(CXX_SOURCES) | $(STAMP)-demo
+	$(PY) setup.py --quiet build_ext --inplace
+	@mkdir -p $(dir $@) && touch $@
