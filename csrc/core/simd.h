@@ -18,6 +18,7 @@
 #endif
 
 #define DVT_INLINE static inline __attribute__((always_inline))
+#define DVT_INLINE_MEMBER inline __attribute__((always_inline))
 
 namespace dvt {
 namespace DVT_ISA {

@@ -1,0 +1,103 @@
+"""Stage 1 on planted artifacts: the truth is known everywhere, so solvers can be scored.
+
+A clean field f is a known function of image coordinates: a real photo, blurred at three scales, its colours mapped to C
+channels by a random nonlinear projection. Every view n of patch p sees
+
+    y_n = f(x_n, y_n) + G_p + h(f, p) + noise
+
+with G a smooth map plus per-patch values, h small and dependent on both the semantics and the position. Views are the
+paper's random crops plus the whole image. Scores compare the recovered F with f at the full view after removing the
+mean of each, which no method can know (a constant may move between F and G).
+
+    python benchmarks/planted.py [--channels 96] [--patches 24] [--views 160] [--solvers direct hashgrid average torch]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def photo() -> np.ndarray:
+    """A real photo, [512, 512, 3] in [0, 1]: from the shared data where present, else scikit-image's astronaut."""
+    from PIL import Image
+
+    files = sorted((SHARED_DATA / "images").glob("sam_truck.jpg"))
+    if files:
+        image = Image.open(files[0]).convert("RGB")
+    else:
+        from skimage import data
+
+        image = Image.fromarray(data.astronaut())
+    return np.asarray(image.resize((512, 512), Image.Resampling.BICUBIC), np.float32) / 255
+
+
+def bilinear(image: np.ndarray, coords: np.ndarray) -> np.ndarray:
+    """image [h, w, c] sampled at coords [..., 2] = (x, y) in [0, 1] (the corners are the outermost samples)."""
+    h, w, _ = image.shape
+    x, y = coords[..., 0] * (w - 1), coords[..., 1] * (h - 1)
+    j, i = np.clip(x.astype(int), 0, w - 2), np.clip(y.astype(int), 0, h - 2)
+    u, v = (x - j)[..., None], (y - i)[..., None]
+    top = image[i, j] * (1 - u) + image[i, j + 1] * u
+    bottom = image[i + 1, j] * (1 - u) + image[i + 1, j + 1] * u
+    return top * (1 - v) + bottom * v
+
+
+@dataclass
+class Planted:
+    """features [V, P, P, C], coords [V, P, P, 2], and the truth: clean [P, P, C] at the full view, artifacts [P, P, C]."""
+
+    features: np.ndarray
+    coords: np.ndarray
+    clean: np.ndarray
+    artifacts: np.ndarray
+    field: object
+
+
+def make(channels=96, patches=24, views=160, seed=0, noise=0.1, artifact=1.0, residual=0.1) -> Planted:
+    """The planted problem; amplitudes are relative to the unit variance of f."""
+    from scipy.ndimage import gaussian_filter
+
+    from dvt_fast.views import plan_boxes, view_coords
+
+    rng = np.random.default_rng(seed)
+    image = photo()
+    # Blurs of 1.2 to 5 % of the frame: detail that a grid of patches can still carry.
+    scales = [gaussian_filter(image, (s, s, 0)) for s in (6, 12, 24)]
+    base = np.concatenate([(s - s.mean((0, 1))) / s.std((0, 1)) for s in scales], -1)
+    mix, phase = rng.normal(0, 1, (base.shape[-1], channels)), rng.uniform(-1, 1, channels)
+    sample = np.tanh(base[::4, ::4].reshape(-1, base.shape[-1]) @ mix * 0.5 + phase)
+    mean, std = sample.mean(0), sample.std(0)
+
+    def field(coords):
+        return ((np.tanh(bilinear(base, coords) @ mix * 0.5 + phase) - mean) / std).astype(np.float32)
+
+    grid = np.stack(np.meshgrid(*[(np.arange(patches) + 0.5) / patches] * 2), -1)
+    waves = rng.normal(0, 3, (2, 24))
+    smooth = np.cos(grid @ waves * np.pi + rng.uniform(0, 6.3, 24)) @ rng.normal(0, 0.2, (24, channels))
+    artifacts = artifact * (smooth + rng.normal(0, 0.4, (patches, patches, channels)))
+    artifacts = (artifacts - artifacts.mean((0, 1))).astype(np.float32)
+    coords = view_coords(plan_boxes(views, seed=seed), (patches, patches))
+    turn, place = rng.normal(0, 1 / np.sqrt(channels), (channels, channels)), rng.normal(0, 1, (patches, patches, channels))
+    features = np.empty((*coords.shape[:-1], channels), np.float32)
+    for v in range(len(coords)):
+        f = field(coords[v])
+        h = residual * np.tanh(f @ turn) * place
+        features[v] = f + artifacts + h + noise * rng.standard_normal(f.shape)
+    return Planted(features, coords, field(coords[-1]), artifacts, field)
+
+
+def score(found: np.ndarray, clean: np.ndarray) -> tuple[float, float]:
+    """Mean cosine over patches and relative error, both after removing the mean over patches."""
+    a, b = found - found.mean((0, 1)), clean - clean.mean((0, 1))
+    cosine = (a * b).sum(-1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+    return float(cosine.mean()), float(np.linalg.norm(a - b) / np.linalg.norm(b))

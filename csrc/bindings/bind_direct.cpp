@@ -1,0 +1,136 @@
+// The least-squares solver and its field. One object per solve; the arrays it borrows are kept alive here.
+#include <pybind11/stl.h>
+
+#include <memory>
+
+#include "bindings/convert.h"
+#include "field/direct_solver/direct_solver.h"
+
+namespace dvt::bindings {
+namespace {
+
+class PyDirectSolver {
+ public:
+  PyDirectSolver(int64_t ny, int64_t nx, int64_t patches, int64_t channels, const std::string& keep, bool cosine) {
+    check_isa();
+    if (ny < 2 || nx < 2) raise_if_error(invalid_argument("grid must have at least 2 x 2 nodes, got ", ny, " x ", nx));
+    const Keep mode = keep == "borrow" ? Keep::borrow : keep == "half" ? Keep::half : Keep::nothing;
+    borrow_ = mode == Keep::borrow;
+    solver_ = std::make_unique<DirectSolver>(GridShape{ny, nx}, patches, channels, mode, cosine);
+  }
+
+  void add(const Array<float>& features, const Array<float>& coords) {
+    check_shape(features, "features", {-1, solver_->patches(), solver_->channels()});
+    check_shape(coords, "coords", {features.shape(0), solver_->patches(), 2});
+    const int64_t views = features.shape(0);
+    const float *f = features.data(), *xy = coords.data();
+    Status status;
+    {
+      py::gil_scoped_release release;
+      status = solver_->add(views, f, xy);
+    }
+    raise_if_error(status);
+    if (borrow_) borrowed_.push_back(features);
+  }
+
+  py::tuple solve(double smoothness, double artifact_ridge, int passes, double outlier_threshold, py::object prior,
+                  bool fix_artifacts, const std::string& method, double tolerance, int max_iterations) {
+    DirectOptions options;
+    options.smoothness = smoothness;
+    options.artifact_ridge = artifact_ridge;
+    options.passes = passes;
+    options.outlier_threshold = outlier_threshold;
+    options.fix_artifacts = fix_artifacts;
+    options.method = method == "schur" ? DirectMethod::schur
+                     : method == "pcg" ? DirectMethod::pcg
+                                       : DirectMethod::automatic;
+    options.tolerance = tolerance;
+    options.max_iterations = max_iterations;
+    Array<float> prior_array;
+    const float* prior_data = nullptr;
+    if (!prior.is_none()) {
+      prior_array = prior.cast<Array<float>>();
+      check_shape(prior_array, "artifacts", {solver_->patches(), solver_->channels()});
+      prior_data = prior_array.data();
+    }
+    auto nodes = new_array<float>({solver_->grid().ny, solver_->grid().nx, solver_->channels()});
+    auto artifacts = new_array<float>({solver_->patches(), solver_->channels()});
+    float *nodes_data = nodes.mutable_data(), *artifacts_data = artifacts.mutable_data();
+    DirectReport report;
+    Status status;
+    {
+      py::gil_scoped_release release;
+      status = solver_->solve(options, prior_data, nodes_data, artifacts_data, &report);
+    }
+    raise_if_error(status);
+    py::dict info;
+    info["method"] = report.method == DirectMethod::pcg ? "pcg" : "schur";
+    info["iterations"] = report.iterations;
+    info["median_residual"] = report.median_residual;
+    info["outlier_share"] = report.outlier_share;
+    return py::make_tuple(nodes, artifacts, info);
+  }
+
+ private:
+  std::unique_ptr<DirectSolver> solver_;
+  bool borrow_ = false;
+  std::vector<Array<float>> borrowed_;
+};
+
+std::vector<Tap> taps_of(GridShape grid, const Array<float>& coords) {
+  std::vector<Tap> taps(static_cast<size_t>(coords.shape(0)));
+  locate(grid, coords.shape(0), coords.data(), taps.data());
+  return taps;
+}
+
+Array<float> interpolate_binding(const Array<float>& nodes, const Array<float>& coords, bool reference) {
+  check_isa();
+  check_shape(nodes, "nodes", {-1, -1, -1});
+  check_shape(coords, "coords", {-1, 2});
+  const GridShape grid{nodes.shape(0), nodes.shape(1)};
+  const int64_t channels = nodes.shape(2), count = coords.shape(0);
+  auto out = new_array<float>({count, channels});
+  const float* from = nodes.data();
+  float* to = out.mutable_data();
+  py::gil_scoped_release release;
+  const std::vector<Tap> taps = taps_of(grid, coords);
+  (reference ? interpolate_reference : interpolate)(grid, count, taps.data(), channels, from, to);
+  return out;
+}
+
+py::tuple scatter_binding(int64_t ny, int64_t nx, const Array<float>& coords, const Array<float>& weights,
+                          const Array<float>& values, bool reference) {
+  check_isa();
+  check_shape(coords, "coords", {-1, 2});
+  const int64_t count = coords.shape(0);
+  check_shape(weights, "weights", {count});
+  check_shape(values, "values", {count, -1});
+  const GridShape grid{ny, nx};
+  const int64_t channels = values.shape(1);
+  auto nodes = new_array<float>({ny, nx, channels});
+  auto patches = new_array<float>({count, channels});
+  std::memset(nodes.mutable_data(), 0, sizeof(float) * static_cast<size_t>(nodes.size()));
+  std::memset(patches.mutable_data(), 0, sizeof(float) * static_cast<size_t>(patches.size()));
+  const std::vector<Tap> taps = taps_of(grid, coords);
+  (reference ? scatter_reference : scatter<float>)(grid, count, taps.data(), weights.data(), channels, values.data(),
+                                                   nodes.mutable_data(), patches.mutable_data());
+  return py::make_tuple(nodes, patches);
+}
+
+}  // namespace
+
+void bind_direct(py::module_& m) {
+  py::class_<PyDirectSolver>(m, "DirectSolver")
+      .def(py::init<int64_t, int64_t, int64_t, int64_t, const std::string&, bool>(), py::arg("ny"), py::arg("nx"),
+           py::arg("patches"), py::arg("channels"), py::arg("keep"), py::arg("cosine"))
+      .def("add", &PyDirectSolver::add, py::arg("features"), py::arg("coords"))
+      .def("solve", &PyDirectSolver::solve, py::kw_only(), py::arg("smoothness"), py::arg("artifact_ridge"),
+           py::arg("passes"), py::arg("outlier_threshold"), py::arg("prior") = py::none(),
+           py::arg("fix_artifacts") = false, py::arg("method") = "auto", py::arg("tolerance") = 1e-5,
+           py::arg("max_iterations") = 200);
+  m.def("interpolate", &interpolate_binding, py::arg("nodes"), py::arg("coords"), py::arg("reference") = false);
+  m.def("scatter", &scatter_binding, py::arg("ny"), py::arg("nx"), py::arg("coords"), py::arg("weights"),
+        py::arg("values"), py::arg("reference") = false);
+}
+
+}  // namespace dvt::bindings

@@ -1,0 +1,299 @@
+#include "field/direct_solver/direct_solver.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "core/threads.h"
+#include "linalg/banded/banded_cholesky.h"
+#include "linalg/cholesky/cholesky.h"
+#include "linalg/gemm/gemm.h"
+
+namespace dvt {
+namespace {
+
+// The middle of the values, the upper of two.
+double median(std::vector<float> values) {
+  if (values.empty()) return 0;
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+// Whether every value is finite: NaN and infinity survive a sum of x * 0.
+bool all_finite(const float* values, int64_t count) {
+  float poison = 0;
+  for (int64_t i = 0; i < count; ++i) poison += values[i] * 0.0f;
+  return poison == 0.0f;
+}
+
+constexpr float kLargestHalf = 65504.0f;
+// The median residual is taken over at most this many views, spread evenly.
+constexpr int64_t kMedianViews = 64;
+
+}  // namespace
+
+// The matrix of one pass, and its right-hand side.
+struct DirectSolver::System {
+  double lambda = 0, mu = 0;
+  std::vector<double> band;          // [nodes, nx + 2]: K by rows of its lower triangle
+  std::vector<float> patch_weights;  // [patches]: D
+  Buffer<float> nodes_rhs, patches_rhs;
+};
+
+DirectSolver::DirectSolver(GridShape grid, int64_t patches, int64_t channels, Keep keep, bool cosine)
+    : grid_(grid), patches_(patches), channels_(channels), keep_(keep), cosine_(cosine) {
+  first_nodes_.zeroed(grid.nodes() * channels);
+  first_patches_.zeroed(patches * channels);
+}
+
+void DirectSolver::place(int64_t views, const float* coords) {
+  const size_t first = taps_.size(), count = static_cast<size_t>(views * patches_);
+  taps_.resize(first + count);
+  base_weights_.resize(first + count, 1.0f);
+  locate(grid_, views * patches_, coords, taps_.data() + first);
+}
+
+Status DirectSolver::add(int64_t views, const float* features, const float* coords) {
+  const int64_t size = patches_ * channels_;
+  for (int64_t v = 0; v < views; ++v)
+    if (!all_finite(features + v * size, size))
+      return non_finite("features of view ", views_ + v, " contain NaN or infinity");
+  place(views, coords);
+  for (int64_t v = 0; v < views; ++v) {
+    const float* view = features + v * size;
+    float* weights = base_weights_.data() + views_ * patches_;
+    if (cosine_) {
+      bilinear_kernels().energy_f32(patches_, channels_, view, weights);
+      for (int64_t i = 0; i < patches_; ++i)
+        weights[i] = 1.0f + static_cast<float>(channels_) / (2.0f * std::max(weights[i], 1e-12f));
+    }
+    scatter(grid_, patches_, taps_.data() + views_ * patches_, weights, channels_, view, first_nodes_.data(),
+            first_patches_.data());
+    if (keep_ == Keep::borrow) borrowed_.push_back(view);
+    if (keep_ == Keep::half) {
+      Buffer<uint16_t> copy(size);
+      if (bilinear_kernels().to_half(size, view, copy.data()) > kLargestHalf)
+        return invalid_argument("features of view ", views_, " exceed the range of float16 (65504): solve from float32 ",
+                                "features kept by the caller, or with one pass");
+      bank_.push_back(std::move(copy));
+    }
+    ++views_;
+  }
+  return Status();
+}
+
+void DirectSolver::accumulate_view(int64_t v, const float* weights, float* node_sums, float* patch_sums) const {
+  const Tap* taps = taps_.data() + v * patches_;
+  if (keep_ == Keep::borrow)
+    scatter(grid_, patches_, taps, weights, channels_, borrowed_[v], node_sums, patch_sums);
+  else
+    scatter(grid_, patches_, taps, weights, channels_, bank_[v].data(), node_sums, patch_sums);
+}
+
+void DirectSolver::view_residual(int64_t v, const float* nodes, const float* artifacts, float* energy) const {
+  const Tap* taps = taps_.data() + v * patches_;
+  if (keep_ == Keep::borrow)
+    residual_energy(grid_, patches_, taps, channels_, borrowed_[v], nodes, artifacts, energy);
+  else
+    residual_energy(grid_, patches_, taps, channels_, bank_[v].data(), nodes, artifacts, energy);
+}
+
+// One more sweep over the features: residuals under the last solution, row weights, and the weighted right-hand side.
+void DirectSolver::reweight(const DirectOptions& options, const float* nodes, const float* artifacts, System* system,
+                            DirectReport* report) {
+  std::vector<float> energy(weights_.size()), sample;
+  const int64_t stride = std::max<int64_t>(1, views_ / kMedianViews);
+  for (int64_t v = 0; v < views_; v += stride) {
+    float* e = energy.data() + v * patches_;
+    view_residual(v, nodes, artifacts, e);
+    sample.insert(sample.end(), e, e + patches_);
+  }
+  const double middle = std::sqrt(median(std::move(sample)));
+  const double limit = std::max(options.outlier_threshold * middle, 1e-30);
+  float* node_sums = system->nodes_rhs.zeroed(grid_.nodes() * channels_);
+  float* patch_sums = system->patches_rhs.zeroed(patches_ * channels_);
+  int64_t outliers = 0;
+  for (int64_t v = 0; v < views_; ++v) {
+    float* e = energy.data() + v * patches_;
+    float* w = weights_.data() + v * patches_;
+    if (v % stride != 0) view_residual(v, nodes, artifacts, e);
+    for (int64_t i = 0; i < patches_; ++i) {
+      const double excess = std::max(1.0, std::sqrt(static_cast<double>(e[i])) / limit);
+      w[i] = base_weights_[v * patches_ + i] * static_cast<float>(1.0 / (excess * excess));
+      outliers += excess * excess > 2.0;
+    }
+    accumulate_view(v, w, node_sums, patch_sums);
+  }
+  report->median_residual = middle;
+  report->outlier_share = static_cast<double>(outliers) / static_cast<double>(weights_.size());
+}
+
+void DirectSolver::build(const DirectOptions& options, System* system) const {
+  const int64_t n = grid_.nodes(), nx = grid_.nx, band = nx + 1, width = band + 1;
+  system->band.assign(static_cast<size_t>(n * width), 0.0);
+  system->patch_weights.assign(static_cast<size_t>(patches_), 0.0f);
+  double* rows = system->band.data();
+  std::vector<float> coverage(static_cast<size_t>(n), 0.0f);
+  const Tap* tap = taps_.data();
+  const float* weight = weights_.data();
+  for (int64_t v = 0; v < views_; ++v)
+    for (int64_t i = 0; i < patches_; ++i, ++tap, ++weight) {
+      const TapWeights t = tap_weights(*tap);
+      const float w = *weight;
+      system->patch_weights[i] += w;
+      const int64_t at[4] = {tap->node, tap->node + 1, tap->node + nx, tap->node + nx + 1};
+      for (int a = 0; a < 4; ++a) {
+        coverage[at[a]] += w * t.w[a];
+        double* row = rows + at[a] * width + band;
+        for (int b = 0; b <= a; ++b) row[at[b] - at[a]] += static_cast<double>(w) * t.w[a] * t.w[b];
+      }
+    }
+  std::vector<float> covered;
+  for (float c : coverage)
+    if (c > 0) covered.push_back(c);
+  system->lambda = options.smoothness * median(std::move(covered));
+  system->mu = options.artifact_ridge;
+  for (int64_t i = 0; i < grid_.ny; ++i)
+    for (int64_t j = 0; j < nx; ++j) {
+      double* row = rows + (i * nx + j) * width + band;
+      row[0] += system->lambda * ((i > 0) + (i + 1 < grid_.ny) + (j > 0) + (j + 1 < nx));
+      if (j > 0) row[-1] -= system->lambda;
+      if (i > 0) row[-nx] -= system->lambda;
+    }
+}
+
+Status DirectSolver::solve_schur(const System& system, bool fixed, float* nodes, float* artifacts) const {
+  const int64_t n = grid_.nodes(), nx = grid_.nx, c = channels_, p = patches_;
+  BandedCholesky k;
+  DVT_RETURN_IF_ERROR(k.factor(n, nx + 1, system.band.data()));
+  std::memcpy(nodes, system.nodes_rhs.data(), sizeof(float) * static_cast<size_t>(n * c));
+  k.solve_forward(c, nodes, c);  // y = L^-1 r_F
+  if (!fixed) {
+    // Z = L^-1 E, [nodes, patches]. Threads take ranges of patches, so no two write to one entry.
+    Buffer<float> z;
+    z.zeroed(n * p);
+    parallel_for(p, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t v = 0; v < views_; ++v)
+        for (int64_t i = begin; i < end; ++i) {
+          const Tap& tap = taps_[v * p + i];
+          const TapWeights t = tap_weights(tap);
+          const float w = weights_[v * p + i];
+          float* at = z.data() + tap.node * p + i;
+          at[0] += w * t.w[0];
+          at[p] += w * t.w[1];
+          at[nx * p] += w * t.w[2];
+          at[(nx + 1) * p] += w * t.w[3];
+        }
+    });
+    k.solve_forward(p, z.data(), p);
+    // S = D + mu - Z^T Z + shift 1 1^T: the last term pins the null direction, a constant, where S would be singular
+    // or nearly so, and changes nothing else because the right-hand side has mean zero.
+    Buffer<float> s(p * p);
+    double trace = 0;
+    for (int64_t i = 0; i < p; ++i) trace += system.patch_weights[i] + system.mu;
+    const float shift = static_cast<float>(trace / static_cast<double>(p * p));
+    std::fill(s.data(), s.data() + p * p, shift);
+    for (int64_t i = 0; i < p; ++i) s[i * p + i] += static_cast<float>(system.patch_weights[i] + system.mu);
+    constexpr int64_t kStrip = 384;  // column strips from the diagonal down: only the lower triangle is needed
+    for (int64_t j = 0; j < p; j += kStrip)
+      gemm(Transpose::yes, Transpose::no, {p - j, std::min(kStrip, p - j), n}, -1.0f, z.data() + j, p, z.data() + j, p,
+           1.0f, s.data() + j * p + j, p);
+    // r_G - Z^T y, then G, then y - Z G.
+    std::memcpy(artifacts, system.patches_rhs.data(), sizeof(float) * static_cast<size_t>(p * c));
+    gemm(Transpose::yes, Transpose::no, {p, c, n}, -1.0f, z.data(), p, nodes, c, 1.0f, artifacts, c);
+    DVT_RETURN_IF_ERROR(cholesky_factor(p, s.data(), p));
+    cholesky_solve(p, s.data(), p, c, artifacts, c);
+    gemm(Transpose::no, Transpose::no, {n, c, p}, -1.0f, z.data(), p, artifacts, c, 1.0f, nodes, c);
+  }
+  k.solve_backward(c, nodes, c);
+  return Status();
+}
+
+Status DirectSolver::solve_pcg(const System& system, const DirectOptions& options, float* nodes, float* artifacts,
+                               DirectReport* report) const {
+  const DirectKernels& kernels = direct_kernels();
+  const int64_t n = grid_.nodes(), unknowns = n + patches_, width = kernels.pcg_width, band = grid_.nx + 1;
+  std::vector<float> inverse(static_cast<size_t>(unknowns));
+  for (int64_t i = 0; i < n; ++i) inverse[i] = static_cast<float>(1.0 / system.band[i * (band + 1) + band]);
+  for (int64_t i = 0; i < patches_; ++i) {
+    const double diagonal = system.patch_weights[i] + system.mu;
+    inverse[n + i] = static_cast<float>(diagonal > 0 ? 1.0 / diagonal : 0.0);
+  }
+  const PcgProblem problem{grid_,           patches_,       views_, taps_.data(), weights_.data(), inverse.data(),
+                           static_cast<float>(system.lambda), static_cast<float>(system.mu)};
+  const int64_t blocks = (channels_ + width - 1) / width;
+  std::vector<int> iterations(static_cast<size_t>(blocks));
+  parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
+    thread_local Buffer<float> buffer;
+    float* x = buffer.at_least(4 * unknowns * width);
+    float* r = x + unknowns * width;
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t c0 = b * width;
+      const size_t bytes = sizeof(float) * static_cast<size_t>(std::min(width, channels_ - c0));
+      std::memset(r, 0, sizeof(float) * static_cast<size_t>(unknowns * width));
+      for (int64_t i = 0; i < n; ++i) std::memcpy(r + i * width, system.nodes_rhs.data() + i * channels_ + c0, bytes);
+      for (int64_t i = 0; i < patches_; ++i)
+        std::memcpy(r + (n + i) * width, system.patches_rhs.data() + i * channels_ + c0, bytes);
+      iterations[b] = kernels.pcg(problem, static_cast<float>(options.tolerance), options.max_iterations, x, r,
+                                  r + unknowns * width, r + 2 * unknowns * width);
+      for (int64_t i = 0; i < n; ++i) std::memcpy(nodes + i * channels_ + c0, x + i * width, bytes);
+      for (int64_t i = 0; i < patches_; ++i) std::memcpy(artifacts + i * channels_ + c0, x + (n + i) * width, bytes);
+    }
+  });
+  report->iterations = *std::max_element(iterations.begin(), iterations.end());
+  return Status();
+}
+
+bool DirectSolver::schur_is_cheaper() const {
+  const double n = static_cast<double>(grid_.nodes()), p = static_cast<double>(patches_);
+  const double c = static_cast<double>(channels_), rows = static_cast<double>(views_) * p;
+  const double schur = n * p * (2.0 * static_cast<double>(grid_.nx) + p + 4.0 * c) + p * p * (p / 3.0 + 2.0 * c);
+  const double iterations = 25, slowness = 4;  // measured: gathers and scatters run at a quarter of the products' rate
+  return schur < iterations * slowness * c * (20.0 * rows + 30.0 * n);
+}
+
+Status DirectSolver::solve(const DirectOptions& options, const float* prior, float* nodes, float* artifacts,
+                           DirectReport* report) {
+  if (views_ == 0) return invalid_argument("no views: add at least one before solving");
+  if (!(options.smoothness > 0)) return invalid_argument("smoothness must be positive, got ", options.smoothness);
+  if (!(options.artifact_ridge >= 0))
+    return invalid_argument("artifact_ridge must not be negative, got ", options.artifact_ridge);
+  if (options.passes < 1) return invalid_argument("passes must be at least 1, got ", options.passes);
+  if (options.passes > 1 && keep_ == Keep::nothing)
+    return invalid_argument("reweighted passes need the features, and they were not kept: use one pass");
+  if (options.fix_artifacts && !prior) return invalid_argument("fixed artifacts were asked for and none were given");
+  const int64_t n = grid_.nodes(), c = channels_, p = patches_;
+  report->method = options.method;
+  if (options.method == DirectMethod::automatic)
+    report->method = options.fix_artifacts || schur_is_cheaper() ? DirectMethod::schur : DirectMethod::pcg;
+
+  System system;
+  weights_ = base_weights_;
+  system.nodes_rhs.at_least(n * c);
+  system.patches_rhs.at_least(p * c);
+  std::memcpy(system.nodes_rhs.data(), first_nodes_.data(), sizeof(float) * static_cast<size_t>(n * c));
+  std::memcpy(system.patches_rhs.data(), first_patches_.data(), sizeof(float) * static_cast<size_t>(p * c));
+  for (int pass = 0; pass < options.passes; ++pass) {
+    if (pass > 0) reweight(options, nodes, artifacts, &system, report);
+    build(options, &system);
+    if (prior) {
+      // Solve for G - G0: what the prior explains leaves the right-hand side.
+      std::vector<float> negative(static_cast<size_t>(p));
+      for (int64_t v = 0; v < views_; ++v) {
+        for (int64_t i = 0; i < p; ++i) negative[i] = -weights_[v * p + i];
+        scatter(grid_, p, taps_.data() + v * p, negative.data(), c, prior, system.nodes_rhs.data(),
+                system.patches_rhs.data());
+      }
+    }
+    if (options.fix_artifacts) std::memset(artifacts, 0, sizeof(float) * static_cast<size_t>(p * c));
+    DVT_RETURN_IF_ERROR(report->method == DirectMethod::pcg
+                            ? solve_pcg(system, options, nodes, artifacts, report)
+                            : solve_schur(system, options.fix_artifacts, nodes, artifacts));
+    if (prior)
+      for (int64_t i = 0; i < p * c; ++i) artifacts[i] += prior[i];
+  }
+  return Status();
+}
+
+}  // namespace dvt

@@ -1,0 +1,117 @@
+// Stage 1 as one linear least-squares problem.
+//
+// With the semantics F a bilinear grid and the artifacts G one vector a patch, minimise
+//
+//     sum_n w_n | y_n - sum_k b_nk F_k - G_p(n) |^2  +  lambda | grad F |^2  +  mu | G - G0 |^2
+//
+// over all rows n = (view, patch). The matrix is the same for every channel. With K = A^T W A + lambda L (9-point
+// stencil), E = A^T W B, D = B^T W B (diagonal), where A holds the bilinear weights and B picks the patch:
+//
+//     [ K    E      ] [F]   [ r_F ]
+//     [ E^T  D + mu ] [G] = [ r_G ]
+//
+// Three ways to solve it, all exact for the same equations:
+//   * G known (mu infinite): one band Cholesky solve with K;
+//   * `schur`: band Cholesky of K, then the dense Schur complement D + mu - E^T K^-1 E on G, all matrix products:
+//     cost independent of the number of views;
+//   * `pcg`: conjugate gradients with a Jacobi preconditioner, matrix-free over the rows, a block of channels at a time
+//     so that its vectors stay in cache: cheaper for few views or very many patches.
+// The only null direction with mu = 0 is a constant moved between F and G; the solution has mean(G) = 0.
+//
+// The right-hand side accumulates while views arrive. Reweighted passes (row weights that fall with the residual, so
+// that outlier tokens lose their say) read the features again, from the caller's memory or from a float16 copy.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/buffer.h"
+#include "core/status.h"
+#include "field/bilinear_grid/bilinear_grid.h"
+
+namespace dvt {
+
+enum class DirectMethod { automatic = 0, schur, pcg };
+
+struct DirectOptions {
+  double smoothness = 0.1;      // lambda, in units of the median weight that a node carries; > 0
+  double artifact_ridge = 0.01;  // mu, in rows: how many observations of G0 (or of zero) it counts for
+  int passes = 4;               // 1: plain least squares; more: reweighted
+  double outlier_threshold = 1.5;  // row weight 1 / max(1, e / (threshold * median e))^2
+  bool cosine = false;          // rows weighted 1 + C / (2 |y|^2): the quadratic form of MSE + (1 - cos)
+  bool fix_artifacts = false;   // G = G0, not solved for
+  DirectMethod method = DirectMethod::automatic;
+  double tolerance = 1e-5;      // pcg: relative residual of every channel
+  int max_iterations = 200;     // pcg
+};
+
+struct DirectReport {
+  DirectMethod method = DirectMethod::automatic;
+  int iterations = 0;              // pcg: the most that any channel block took in the last pass
+  double median_residual = 0;      // of |y - F - G| over rows, before the last pass (passes > 1)
+  double outlier_share = 0;        // rows with weight below one half in the last pass
+};
+
+// How the features of a view outlast `add`.
+enum class Keep { nothing, borrow, half };  // one pass only | the caller's memory stays valid | a float16 copy
+
+class DirectSolver {
+ public:
+  DirectSolver(GridShape grid, int64_t patches, int64_t channels, Keep keep, bool cosine);
+
+  // features [views, patches, channels], coords [views, patches, 2]. An error names the first view with NaN or
+  // infinity; then nothing of this call is kept.
+  Status add(int64_t views, const float* features, const float* coords);
+
+  // prior [patches, channels] or null: G0. nodes [grid.nodes(), channels] and artifacts [patches, channels] are written.
+  Status solve(const DirectOptions& options, const float* prior, float* nodes, float* artifacts, DirectReport* report);
+
+  int64_t views() const { return views_; }
+  GridShape grid() const { return grid_; }
+  int64_t patches() const { return patches_; }
+  int64_t channels() const { return channels_; }
+
+ private:
+  struct System;
+
+  void place(int64_t views, const float* coords);
+  void accumulate_view(int64_t v, const float* weights, float* node_sums, float* patch_sums) const;
+  void view_residual(int64_t v, const float* nodes, const float* artifacts, float* energy) const;
+  void reweight(const DirectOptions& options, const float* nodes, const float* artifacts, System* system,
+                DirectReport* report);
+  void build(const DirectOptions& options, System* system) const;
+  Status solve_schur(const System& system, bool fixed, float* nodes, float* artifacts) const;
+  Status solve_pcg(const System& system, const DirectOptions& options, float* nodes, float* artifacts,
+                   DirectReport* report) const;
+  bool schur_is_cheaper() const;
+
+  GridShape grid_;
+  int64_t patches_, channels_, views_ = 0;
+  Keep keep_;
+  bool cosine_;
+  std::vector<Tap> taps_;            // [views, patches]
+  std::vector<float> base_weights_;  // [views, patches]: 1, or the cosine term's
+  std::vector<float> weights_;       // [views, patches]: base times the outlier weight of the current pass
+  std::vector<Buffer<uint16_t>> bank_;        // a view each, with Keep::half
+  std::vector<const float*> borrowed_;        // a view each, with Keep::borrow
+  Buffer<float> first_nodes_, first_patches_;  // right-hand side of the first pass
+};
+
+// One channel block of the conjugate gradients; all arrays [nodes + patches, width], width = pcg_width().
+struct PcgProblem {
+  GridShape grid;
+  int64_t patches, views;
+  const Tap* taps;         // [views, patches]
+  const float* weights;    // [views, patches]
+  const float* inverse_diagonal;  // [nodes + patches]
+  float lambda, mu;
+};
+struct DirectKernels {
+  int pcg_width;
+  // Solves in x (started from zero); r holds the right-hand side and is destroyed; p, q are workspace. Returns the
+  // number of iterations.
+  int (*pcg)(const PcgProblem& problem, float tolerance, int max_iterations, float* x, float* r, float* p, float* q);
+};
+DVT_DECLARE_KERNELS(DirectKernels, direct_kernels)
+
+}  // namespace dvt
