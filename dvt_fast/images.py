@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Union
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,10 +22,10 @@ from .extras import require
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
-    ImageSource = Union[str, os.PathLike[str], IO[bytes], PILImage.Image, np.ndarray]
+    ImageSource = str | os.PathLike[str] | IO[bytes] | PILImage.Image | np.ndarray
 
 IMAGE_EXTENSIONS = frozenset(
-    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()
+    ".avif .bmp .gif .jfif .jp2 .jpeg .jpg .pbm .pgm .png .pnm .ppm .tga .tif .tiff .webp".split()  # noqa: SIM905
 )
 
 # Beyond this many pixels an image is loaded at a lower resolution: no view needs more (the smallest crop, a third of a
@@ -46,7 +46,7 @@ def load_image(source: ImageSource) -> PILImage.Image:
     Raises `InputError`, one line naming the file: absent, empty, unreadable, truncated, or so large that Pillow takes
     it for a decompression bomb (`PIL.Image.MAX_IMAGE_PIXELS` sets that limit).
     """
-    Image = require("PIL.Image", "vit")
+    Image = require("PIL.Image", "cli")
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
@@ -101,7 +101,7 @@ def resize(
     pixels that the unit box spans, where that is not the image's own size (see `reduce_for`).
     Returns uint8 [height, width, 3].
     """
-    Image = require("PIL.Image", "vit")
+    Image = require("PIL.Image", "cli")
     width, height = extent or image.size
     x, y, w, h = box
     edges = (x * width, y * height, min((x + w) * width, width), min((y + h) * height, height))
@@ -144,7 +144,7 @@ def _check_file(path: Path) -> None:
 
 
 def _open(file: Any, name: str) -> PILImage.Image:
-    Image = require("PIL.Image", "vit")
+    Image = require("PIL.Image", "cli")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large is fine, a bomb raises
@@ -182,7 +182,7 @@ def _large_factor(image: PILImage.Image) -> int:
 
 
 def _upright(image: PILImage.Image) -> PILImage.Image:
-    ImageOps = require("PIL.ImageOps", "vit")
+    ImageOps = require("PIL.ImageOps", "cli")
     try:
         turned = image.getexif().get(0x0112, 1) != 1
     except Exception:  # a broken EXIF block says nothing about the pixels
@@ -191,7 +191,7 @@ def _upright(image: PILImage.Image) -> PILImage.Image:
 
 
 def _to_rgb(image: PILImage.Image, name: str) -> PILImage.Image:
-    Image = require("PIL.Image", "vit")
+    Image = require("PIL.Image", "cli")
     if image.mode.startswith("I;16"):
         return _from_array(np.asarray(image).astype(np.uint16), name)
     if image.mode == "I":  # what Pillow makes of some 16-bit files; nothing says the range of real 32-bit ones
@@ -208,7 +208,7 @@ def _to_rgb(image: PILImage.Image, name: str) -> PILImage.Image:
 
 
 def _from_array(array: np.ndarray, name: str = "the given array") -> PILImage.Image:
-    Image = require("PIL.Image", "vit")
+    Image = require("PIL.Image", "cli")
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
         raise InputError(f"{name}: expected shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], got {list(array.shape)}")
     if array.ndim == 3 and array.shape[2] == 1:
