@@ -9,6 +9,10 @@ class InputError(DvtError, ValueError):
     """An argument, image, file or option that cannot be used as it is."""
 
 
+class OutputError(DvtError, OSError):
+    """A file or folder that cannot be written: no permission, a full disk."""
+
+
 class MissingExtraError(DvtError, ImportError):
     """An optional package is absent; the message names the extra that brings it."""
 

@@ -1,0 +1,35 @@
+"""The command line as a whole: its commands and its own options."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from . import decompose, doctor
+
+app = typer.Typer(
+    name="dvt-fast",
+    help="Denoising Vision Transformers: clean dense features, fast.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # errors made for users are one line; the others are bugs, whose traceback helps
+)
+app.command("decompose")(decompose.command)
+app.command("doctor")(doctor.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dvt-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the program itself."""

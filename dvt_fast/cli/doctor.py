@@ -1,0 +1,107 @@
+"""`dvt-fast doctor`: what is installed, what computes here, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from ..backends import backends, get_num_threads
+
+# What each optional package is for, and the extra that brings it.
+PACKAGES = {
+    "numpy": ("the base", ""),
+    "safetensors": ("the base", ""),
+    "typer": ("this command line", "cli"),
+    "rich": ("this command line", "cli"),
+    "pillow": ("reading images, drawing panels", "cli"),
+    "torch": ("running a ViT", "vit"),
+    "timm": ("running a ViT", "vit"),
+}
+
+
+def command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show versions, backends, instruction sets and threads, and what is missing.
+
+    The exit code is 1 where the package cannot compute at all, and 0 otherwise, missing extras included.
+    """
+    report = examine()
+    typer.echo(json.dumps(report, indent=2) if as_json else _text(report))
+    if not any(backend["available"] for backend in report["backends"]):
+        raise typer.Exit(1)
+
+
+def examine() -> dict[str, Any]:
+    """Everything that the command shows, as plain JSON types."""
+    packages = {name: _version(name) for name in PACKAGES}
+    found = backends()
+    usable = any(backend.available for backend in found)
+    problems = [f"{backend.name}: {backend.reason}" for backend in found if not backend.available]
+    missing: dict[str, list[str]] = {}
+    for name, (_, extra) in PACKAGES.items():
+        if packages[name] is None:
+            missing.setdefault(extra, []).append(name)
+    for extra, names in missing.items():
+        what = PACKAGES[names[0]][0]
+        problems.append(f"{', '.join(names)} (for {what}): pip install 'dvt-fast{f'[{extra}]' if extra else ''}'")
+    return {
+        "dvt_fast": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "packages": packages,
+        "backends": [backend.as_dict() for backend in found],
+        "threads": get_num_threads() if usable else None,
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith("DVT_FAST_")},
+        "missing": problems,
+    }
+
+
+def _text(report: dict[str, Any]) -> str:
+    """The report for people."""
+    rows = [
+        ("dvt_fast", f"{report['dvt_fast']}, Python {report['python']}, {report['platform']}"),
+        ("processor", report["processor"]),
+    ]
+    for backend in report["backends"]:
+        state = f"available, instruction set {backend['active']}" if backend["available"] else "not available"
+        rows.append((backend["name"], state))
+        for name, problem in backend["instruction_sets"].items():
+            rows.append(("", f"{name}: {problem or ('in use' if name == backend['active'] else 'runs here')}"))
+    rows.append(("threads", str(report["threads"] or "-")))
+    rows += [(name, found or "missing") for name, found in report["packages"].items()]
+    rows += [(name, value) for name, value in report["environment"].items()]
+    lines = [f"{name:<12}{value}" for name, value in rows]
+    if report["missing"]:
+        lines += ["", "Missing:", *(f"  {line}" for line in report["missing"])]
+    else:
+        lines += ["", "Nothing is missing."]
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        name = names[0] if names else name
+    return f"{name}, {cores} cores"

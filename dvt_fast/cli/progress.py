@@ -1,0 +1,63 @@
+"""A progress bar with the time left: on stderr, where that is a terminal; elsewhere nothing is shown."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Bar:
+    """Progress over items that have steps of their own; the time left counts the steps too.
+
+    Use as a context manager: `begin` an item, tell its `step`s, `say` its result. counts: the kind of step that takes
+    the time; of the others only the number is shown.
+    """
+
+    def __init__(self, total: int, counts: str):
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            redirect_stdout=False,  # results go to stdout unchanged
+            disable=not console.is_terminal,
+        )
+        self._total = total
+        self._counts = counts
+        self._task = self._progress.add_task("", total=total, detail="")
+        self._done = -1
+
+    def begin(self, name: str) -> None:
+        """The next item is under way."""
+        self._done += 1
+        self._name = f"{escape(name)} ({self._done + 1} of {self._total})"
+        self._progress.update(self._task, description=self._name, completed=self._done, detail="")
+
+    def step(self, done: int, total: int, what: str) -> None:
+        """`done` of the current item's `total` steps of the kind `what` are done."""
+        part = done / total if what == self._counts else 0.0
+        self._progress.update(self._task, completed=self._done + part, detail=f"{done}/{total} {what}")
+
+    def say(self, line: str, error: bool = False) -> None:
+        """Print a line above the bar: to stdout, or to stderr for an error."""
+        self._progress.stop()
+        try:
+            typer.echo(line, err=error)
+        finally:
+            self._progress.start()
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()

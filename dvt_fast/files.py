@@ -1,0 +1,93 @@
+"""Files that appear whole or not at all, and safetensors files that say what they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import InputError, OutputError
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes | bytearray | memoryview) -> None:
+    """Write `data` to `path` so that, whatever happens, the file there is the old one (or none) or all of the new one.
+
+    The bytes go to a hidden file in the same folder, are flushed to the disk, and take the name in one step; a full
+    disk, Ctrl-C or an error leaves nothing behind. Raises `OutputError`, one line with the path and the reason.
+    """
+    path = Path(path)
+    temporary = _temporary_in(path.parent)
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def check_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make `folder` where it is missing and check that files can be written in it; `OutputError` where they cannot."""
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = _temporary_in(folder)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except FileExistsError:
+        raise OutputError(f"{folder}: is a file, expected a folder to write to") from None
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written to: {error.strerror or error}") from None
+    return folder
+
+
+def read_safetensors(path: Path, format: str, version: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The header and the arrays of one of our files: JSON text under "dvt_fast" in the metadata of a safetensors file.
+
+    Raises `InputError`, one line with the path: absent, not safetensors, cut, of another format or version.
+    """
+    from safetensors import safe_open
+
+    if not path.is_file():
+        raise InputError(f"{path}: {'a folder, expected a file' if path.is_dir() else 'no such file'}")
+    try:
+        with safe_open(str(path), framework="np") as file:
+            text = (file.metadata() or {}).get("dvt_fast", "null")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
+    except Exception as error:  # a cut or foreign file fails in many ways
+        raise InputError(f"{path}: not a readable safetensors file: {' '.join(str(error).split())}") from None
+    try:
+        header = json.loads(text)
+    except json.JSONDecodeError:
+        header = None
+    if not isinstance(header, dict) or header.get("format") != format:
+        raise InputError(f"{path}: not a {format} file, as its metadata does not say so")
+    if header.get("version") != version:
+        raise InputError(f"{path}: {format} version {header.get('version')}, expected version {version}")
+    return header, arrays
+
+
+def _temporary_in(folder: Path) -> Path:
+    return folder / f".dvt-{secrets.token_hex(8)}.tmp"
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself survive a power cut; not every file system can, and the file is whole without it."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
