@@ -1,3 +1,67 @@
-"""Denoising Vision Transformers as a fast, embeddable engine. Names are imported when first used."""
+"""Denoising Vision Transformers (DVT, arXiv 2401.02957) as a fast, embeddable engine.
+
+`decompose(image, vit)` takes the features of one image apart; `solve(features, coords)` does the same on features at
+hand. Names are imported when first used: `import dvt_fast` loads neither torch nor timm.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# Public names and where they live.
+_NAMES = {
+    "ViT": "vit",
+    "Views": "views",
+    "sample_views": "views",
+    "solve": "stage1",
+    "decompose": "stage1",
+    "Decomposition": "decomposition",
+    "ArtifactMap": "artifact_map",
+    "HashGrid": "hash_grid",
+    "backends": "backends",
+    "set_num_threads": "backends",
+    "get_num_threads": "backends",
+    "DvtError": "errors",
+    "InputError": "errors",
+    "WeightsError": "errors",
+    "NonFiniteError": "errors",
+    "MissingExtraError": "errors",
+    "OutputError": "errors",
+    "Cancelled": "errors",
+}
+__all__ = ["__version__", *_NAMES]  # noqa: PLE0604, names are strings
+
+if TYPE_CHECKING:
+    from .artifact_map import ArtifactMap as ArtifactMap
+    from .backends import backends as backends
+    from .backends import get_num_threads as get_num_threads
+    from .backends import set_num_threads as set_num_threads
+    from .decomposition import Decomposition as Decomposition
+    from .errors import Cancelled as Cancelled
+    from .errors import DvtError as DvtError
+    from .errors import InputError as InputError
+    from .errors import MissingExtraError as MissingExtraError
+    from .errors import NonFiniteError as NonFiniteError
+    from .errors import OutputError as OutputError
+    from .errors import WeightsError as WeightsError
+    from .hash_grid import HashGrid as HashGrid
+    from .stage1 import decompose as decompose
+    from .stage1 import solve as solve
+    from .views import Views as Views
+    from .views import sample_views as sample_views
+    from .vit import ViT as ViT
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'dvt_fast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_NAMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_NAMES})

@@ -65,6 +65,7 @@ class PyDirectSolver {
     raise_if_error(status);
     py::dict info;
     info["method"] = report.method == DirectMethod::pcg ? "pcg" : "schur";
+    info["passes"] = report.passes;
     info["iterations"] = report.iterations;
     info["median_residual"] = report.median_residual;
     info["outlier_share"] = report.outlier_share;

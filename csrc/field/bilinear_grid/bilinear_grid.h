@@ -71,7 +71,8 @@ struct BilinearKernels {
                        const float* nodes, const float* artifacts, float* out);
   void (*residual_f16)(int64_t count, int64_t nx, const Tap* taps, int64_t channels, const uint16_t* values,
                        const float* nodes, const float* artifacts, float* out);
-  // float32 -> float16, round to nearest even; returns the largest magnitude, infinity if any value is not finite.
+  bool (*all_finite)(int64_t count, const float* values);
+  // float32 -> float16, round to nearest even, of finite values; returns the largest magnitude.
   float (*to_half)(int64_t count, const float* from, uint16_t* to);
   // out[i] = |values[i]|^2 over the channels.
   void (*energy_f32)(int64_t count, int64_t channels, const float* values, float* out);

@@ -115,32 +115,39 @@ void energy_f16(int64_t count, int64_t channels, const uint16_t* values, float* 
   energy(count, channels, values, out);
 }
 
+// x * 0 is 0 for a finite x and NaN otherwise, and NaN stays in a sum.
+bool all_finite(int64_t count, const float* values) {
+  vfloat poison[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= count; i += 4 * kLanes)
+    for (int v = 0; v < 4; ++v) poison[v] += load(values + i + v * kLanes) * 0.0f;
+  float rest = sum(poison[0] + poison[1] + poison[2] + poison[3]);
+  for (; i < count; ++i) rest += values[i] * 0.0f;
+  return rest == 0.0f;
+}
+
 float to_half(int64_t count, const float* from, uint16_t* to) {
   vfloat largest = {};
-  vfloat poison = {};  // x * 0 is 0 for a finite x and NaN otherwise, and NaN stays in a sum
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
     const vfloat x = load(from + i);
     store(to + i, x);
     largest = vmax(largest, vmax(x, -x));
-    poison += x * 0.0f;
   }
   float result = 0;
   for (int l = 0; l < kLanes; ++l) result = largest[l] > result ? largest[l] : result;
-  float bad = sum(poison);
   for (; i < count; ++i) {
     to[i] = float_to_half(from[i]);
     const float magnitude = from[i] < 0 ? -from[i] : from[i];
     result = magnitude > result ? magnitude : result;
-    bad += from[i] * 0.0f;
   }
-  return bad == 0.0f ? result : __builtin_inff();
+  return result;
 }
 
 }  // namespace
 
-const BilinearKernels bilinear_kernels = {interpolate,  scatter_f32, scatter_f16, residual_f32,
-                                          residual_f16, to_half,     energy_f32,  energy_f16};
+const BilinearKernels bilinear_kernels = {interpolate,  scatter_f32, scatter_f16, residual_f32, residual_f16,
+                                          all_finite,   to_half,     energy_f32,  energy_f16};
 
 }  // namespace DVT_ISA
 }  // namespace dvt

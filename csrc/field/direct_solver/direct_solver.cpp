@@ -20,16 +20,11 @@ double median(std::vector<float> values) {
   return *middle;
 }
 
-// Whether every value is finite: NaN and infinity survive a sum of x * 0.
-bool all_finite(const float* values, int64_t count) {
-  float poison = 0;
-  for (int64_t i = 0; i < count; ++i) poison += values[i] * 0.0f;
-  return poison == 0.0f;
-}
-
 constexpr float kLargestHalf = 65504.0f;
 // The median residual is taken over at most this many views, spread evenly.
 constexpr int64_t kMedianViews = 64;
+// Reweighting ends when the weights change by less than this share of their sum.
+constexpr double kSettled = 2e-3;
 
 }  // namespace
 
@@ -56,9 +51,12 @@ void DirectSolver::place(int64_t views, const float* coords) {
 
 Status DirectSolver::add(int64_t views, const float* features, const float* coords) {
   const int64_t size = patches_ * channels_;
+  std::vector<uint8_t> finite(static_cast<size_t>(views));
+  parallel_for(views, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t v = begin; v < end; ++v) finite[v] = bilinear_kernels().all_finite(size, features + v * size);
+  });
   for (int64_t v = 0; v < views; ++v)
-    if (!all_finite(features + v * size, size))
-      return non_finite("features of view ", views_ + v, " contain NaN or infinity");
+    if (!finite[v]) return non_finite("features of view ", views_ + v, " contain NaN or infinity");
   place(views, coords);
   for (int64_t v = 0; v < views; ++v) {
     const float* view = features + v * size;
@@ -100,7 +98,8 @@ void DirectSolver::view_residual(int64_t v, const float* nodes, const float* art
 }
 
 // One more sweep over the features: residuals under the last solution, row weights, and the weighted right-hand side.
-void DirectSolver::reweight(const DirectOptions& options, const float* nodes, const float* artifacts, System* system,
+// False if the weights hardly moved, and then another solve would change nothing worth its time.
+bool DirectSolver::reweight(const DirectOptions& options, const float* nodes, const float* artifacts, System* system,
                             DirectReport* report) {
   std::vector<float> energy(weights_.size()), sample;
   const int64_t stride = std::max<int64_t>(1, views_ / kMedianViews);
@@ -114,19 +113,24 @@ void DirectSolver::reweight(const DirectOptions& options, const float* nodes, co
   float* node_sums = system->nodes_rhs.zeroed(grid_.nodes() * channels_);
   float* patch_sums = system->patches_rhs.zeroed(patches_ * channels_);
   int64_t outliers = 0;
+  double moved = 0, total = 0;
   for (int64_t v = 0; v < views_; ++v) {
     float* e = energy.data() + v * patches_;
     float* w = weights_.data() + v * patches_;
     if (v % stride != 0) view_residual(v, nodes, artifacts, e);
     for (int64_t i = 0; i < patches_; ++i) {
       const double excess = std::max(1.0, std::sqrt(static_cast<double>(e[i])) / limit);
-      w[i] = base_weights_[v * patches_ + i] * static_cast<float>(1.0 / (excess * excess));
+      const float weight = base_weights_[v * patches_ + i] * static_cast<float>(1.0 / (excess * excess));
+      moved += std::fabs(weight - w[i]);
+      total += w[i];
+      w[i] = weight;
       outliers += excess * excess > 2.0;
     }
     accumulate_view(v, w, node_sums, patch_sums);
   }
   report->median_residual = middle;
   report->outlier_share = static_cast<double>(outliers) / static_cast<double>(weights_.size());
+  return moved > kSettled * total;
 }
 
 void DirectSolver::build(const DirectOptions& options, System* system) const {
@@ -134,7 +138,6 @@ void DirectSolver::build(const DirectOptions& options, System* system) const {
   system->band.assign(static_cast<size_t>(n * width), 0.0);
   system->patch_weights.assign(static_cast<size_t>(patches_), 0.0f);
   double* rows = system->band.data();
-  std::vector<float> coverage(static_cast<size_t>(n), 0.0f);
   const Tap* tap = taps_.data();
   const float* weight = weights_.data();
   for (int64_t v = 0; v < views_; ++v)
@@ -144,15 +147,11 @@ void DirectSolver::build(const DirectOptions& options, System* system) const {
       system->patch_weights[i] += w;
       const int64_t at[4] = {tap->node, tap->node + 1, tap->node + nx, tap->node + nx + 1};
       for (int a = 0; a < 4; ++a) {
-        coverage[at[a]] += w * t.w[a];
         double* row = rows + at[a] * width + band;
         for (int b = 0; b <= a; ++b) row[at[b] - at[a]] += static_cast<double>(w) * t.w[a] * t.w[b];
       }
     }
-  std::vector<float> covered;
-  for (float c : coverage)
-    if (c > 0) covered.push_back(c);
-  system->lambda = options.smoothness * median(std::move(covered));
+  system->lambda = options.smoothness;
   system->mu = options.artifact_ridge;
   for (int64_t i = 0; i < grid_.ny; ++i)
     for (int64_t j = 0; j < nx; ++j) {
@@ -275,7 +274,8 @@ Status DirectSolver::solve(const DirectOptions& options, const float* prior, flo
   std::memcpy(system.nodes_rhs.data(), first_nodes_.data(), sizeof(float) * static_cast<size_t>(n * c));
   std::memcpy(system.patches_rhs.data(), first_patches_.data(), sizeof(float) * static_cast<size_t>(p * c));
   for (int pass = 0; pass < options.passes; ++pass) {
-    if (pass > 0) reweight(options, nodes, artifacts, &system, report);
+    if (pass > 0 && !reweight(options, nodes, artifacts, &system, report)) break;
+    report->passes = pass + 1;
     build(options, &system);
     if (prior) {
       // Solve for G - G0: what the prior explains leaves the right-hand side.

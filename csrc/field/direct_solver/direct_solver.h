@@ -34,9 +34,9 @@ namespace dvt {
 enum class DirectMethod { automatic = 0, schur, pcg };
 
 struct DirectOptions {
-  double smoothness = 0.1;      // lambda, in units of the median weight that a node carries; > 0
+  double smoothness = 0.1;       // lambda, against a row of weight 1; > 0. |grad F|^2 does not change with the grid in 2D
   double artifact_ridge = 0.01;  // mu, in rows: how many observations of G0 (or of zero) it counts for
-  int passes = 4;               // 1: plain least squares; more: reweighted
+  int passes = 4;               // 1: plain least squares; more: reweighted until the weights settle
   double outlier_threshold = 1.5;  // row weight 1 / max(1, e / (threshold * median e))^2
   bool cosine = false;          // rows weighted 1 + C / (2 |y|^2): the quadratic form of MSE + (1 - cos)
   bool fix_artifacts = false;   // G = G0, not solved for
@@ -47,6 +47,7 @@ struct DirectOptions {
 
 struct DirectReport {
   DirectMethod method = DirectMethod::automatic;
+  int passes = 0;                  // solved; fewer than asked for where the weights settled
   int iterations = 0;              // pcg: the most that any channel block took in the last pass
   double median_residual = 0;      // of |y - F - G| over rows, before the last pass (passes > 1)
   double outlier_share = 0;        // rows with weight below one half in the last pass
@@ -77,7 +78,7 @@ class DirectSolver {
   void place(int64_t views, const float* coords);
   void accumulate_view(int64_t v, const float* weights, float* node_sums, float* patch_sums) const;
   void view_residual(int64_t v, const float* nodes, const float* artifacts, float* energy) const;
-  void reweight(const DirectOptions& options, const float* nodes, const float* artifacts, System* system,
+  bool reweight(const DirectOptions& options, const float* nodes, const float* artifacts, System* system,
                 DirectReport* report);
   void build(const DirectOptions& options, System* system) const;
   Status solve_schur(const System& system, bool fixed, float* nodes, float* artifacts) const;

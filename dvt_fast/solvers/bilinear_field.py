@@ -1,0 +1,54 @@
+"""The semantics as values at the nodes of a regular grid on the image, bilinear in between."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import _native
+from ..errors import InputError
+
+# Points a patch side at which a field is averaged over the patch.
+FOOTPRINT = 3
+
+
+@dataclass(frozen=True)
+class BilinearField:
+    """nodes: float32 [Ry, Rx, C]; node (i, j) lies at y = i / (Ry - 1), x = j / (Rx - 1)."""
+
+    nodes: np.ndarray
+
+    def query(self, coords: np.ndarray) -> np.ndarray:
+        """Values at (x, y) in [0, 1]: [..., 2] -> float32 [..., C]."""
+        coords = np.ascontiguousarray(coords, np.float32)
+        values = _native.interpolate(self.nodes, coords.reshape(-1, 2))
+        return values.reshape(*coords.shape[:-1], self.nodes.shape[-1])
+
+    def patch_means(self, coords: np.ndarray) -> np.ndarray:
+        """The field averaged over the patches whose centres are given.
+
+        coords: [H, W, 2], the centres of the patches of the whole image. Returns float32 [H, W, C]. A token speaks for
+        its whole patch: on a real ViT the mean over it serves dense prediction better than the value at its centre.
+        """
+        h, w = coords.shape[:2]
+        step_x = (coords[0, -1, 0] - coords[0, 0, 0]) / max(1, w - 1)
+        step_y = (coords[-1, 0, 1] - coords[0, 0, 1]) / max(1, h - 1)
+        offsets = (np.arange(FOOTPRINT) + 0.5) / FOOTPRINT - 0.5
+        shifts = np.stack(np.meshgrid(offsets * step_x, offsets * step_y), -1).reshape(-1, 1, 1, 2)
+        points = np.clip(coords + shifts.astype(np.float32), 0, 1)
+        return self.query(points).mean(0)
+
+    def state(self) -> tuple[Mapping[str, np.ndarray], Mapping[str, Any]]:
+        """Its nodes, and what `from_state` needs to know."""
+        return {"nodes": self.nodes}, {"kind": "bilinear_grid"}
+
+    @classmethod
+    def from_state(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> BilinearField:
+        """The field that `state` described."""
+        nodes = np.ascontiguousarray(arrays["nodes"], np.float32)
+        if nodes.ndim != 3 or min(nodes.shape[:2]) < 2:
+            raise InputError(f"a bilinear field needs nodes of shape [Ry >= 2, Rx >= 2, C], got {list(nodes.shape)}")
+        return cls(nodes)
