@@ -36,6 +36,7 @@ Array<T> new_array(std::vector<py::ssize_t> shape) {
 void bind_core(py::module_& m);
 void bind_linalg(py::module_& m);
 void bind_field(py::module_& m);
+void bind_hashgrid(py::module_& m);
 void bind_direct(py::module_& m);
 
 }  // namespace dvt::bindings

@@ -4,5 +4,7 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Native core of dvt_fast. Not a public interface: use the functions of the package.";
   dvt::bindings::bind_core(m);
   dvt::bindings::bind_linalg(m);
+  dvt::bindings::bind_field(m);
+  dvt::bindings::bind_hashgrid(m);
   dvt::bindings::bind_direct(m);
 }

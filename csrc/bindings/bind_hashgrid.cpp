@@ -1,0 +1,332 @@
+// The hash grid, the semantics field and the fit of solver "hashgrid".
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+
+#include <exception>
+
+#include "bindings/field_arrays.h"
+#include "core/buffer.h"
+#include "field/hashgrid_fitter.h"
+
+namespace dvt::bindings {
+namespace {
+
+// The module encodes any number of points in chunks, so that corners and weights never need memory for all of them.
+constexpr int64_t kChunk = 8192;
+
+HashGrid make_grid(int n_input_dims, int n_levels, int n_features_per_level, int log2_hashmap_size, int base_resolution,
+                   double per_level_scale) {
+  HashGrid grid;
+  raise_if_error(make_hash_grid({n_input_dims, n_levels, n_features_per_level, log2_hashmap_size, base_resolution,
+                                 static_cast<float>(per_level_scale)},
+                                &grid));
+  return grid;
+}
+
+template <class Visit>
+void for_each_chunk(const HashGrid& grid, const float* coords, int64_t n, Visit&& visit) {
+  const int64_t reads = std::min(n, kChunk) * grid.n_corners() * grid.n_levels;
+  Buffer<uint32_t> indices(reads);
+  Buffer<float> weights(reads);
+  for (int64_t first = 0; first < n; first += kChunk) {
+    const int64_t points = std::min(kChunk, n - first);
+    hash_grid_corners(grid, coords + first * grid.n_dims, points, indices.data(), weights.data());
+    visit(first, points, indices.data(), weights.data());
+  }
+}
+
+Array<float> forward(const HashGrid& grid, const Array<float>& coords, const Array<float>& params, bool reference) {
+  check_isa();
+  check_shape(coords, "coords", {-1, grid.n_dims});
+  check_shape(params, "params", {grid.n_params()});
+  const int64_t n = coords.shape(0);
+  auto out = new_array<float>({n, grid.n_outputs()});
+  const float *x = coords.data(), *p = params.data();
+  float* y = out.mutable_data();
+  py::gil_scoped_release release;
+  if (reference) {
+    hash_grid_forward_reference(grid, p, x, n, y);
+  } else {
+    for_each_chunk(grid, x, n, [&](int64_t first, int64_t points, const uint32_t* indices, const float* weights) {
+      hash_grid_forward(grid, p, indices, weights, points, y + first * grid.n_outputs());
+    });
+  }
+  return out;
+}
+
+Array<float> backward_params(const HashGrid& grid, const Array<float>& coords, const Array<float>& d_out) {
+  check_isa();
+  check_shape(coords, "coords", {-1, grid.n_dims});
+  check_shape(d_out, "d_out", {coords.shape(0), grid.n_outputs()});
+  auto d_params = new_array<float>({grid.n_params()});
+  const float *x = coords.data(), *d = d_out.data();
+  float* to = d_params.mutable_data();
+  const int64_t n = coords.shape(0);
+  py::gil_scoped_release release;
+  std::fill_n(to, grid.n_params(), 0.0f);
+  for_each_chunk(grid, x, n, [&](int64_t first, int64_t points, const uint32_t* indices, const float* weights) {
+    hash_grid_backward_params(grid, d + first * grid.n_outputs(), indices, weights, points, to);
+  });
+  return d_params;
+}
+
+Array<float> backward_coords(const HashGrid& grid, const Array<float>& coords, const Array<float>& params,
+                             const Array<float>& d_out) {
+  check_isa();
+  check_shape(coords, "coords", {-1, grid.n_dims});
+  check_shape(params, "params", {grid.n_params()});
+  check_shape(d_out, "d_out", {coords.shape(0), grid.n_outputs()});
+  auto d_coords = new_array<float>({coords.shape(0), grid.n_dims});
+  const float *x = coords.data(), *p = params.data(), *d = d_out.data();
+  float* to = d_coords.mutable_data();
+  const int64_t n = coords.shape(0);
+  py::gil_scoped_release release;
+  hash_grid_backward_coords(grid, p, x, d, n, to);
+  return d_coords;
+}
+
+py::tuple backward_reference(const HashGrid& grid, const Array<float>& coords, const Array<float>& params,
+                             const Array<float>& d_out) {
+  check_shape(coords, "coords", {-1, grid.n_dims});
+  check_shape(params, "params", {grid.n_params()});
+  check_shape(d_out, "d_out", {coords.shape(0), grid.n_outputs()});
+  auto d_params = new_array<double>({grid.n_params()});
+  auto d_coords = new_array<double>({coords.shape(0), grid.n_dims});
+  std::fill_n(d_params.mutable_data(), grid.n_params(), 0.0);
+  hash_grid_backward_reference(grid, params.data(), coords.data(), d_out.data(), coords.shape(0),
+                               d_params.mutable_data(), d_coords.mutable_data());
+  return py::make_tuple(d_params, d_coords);
+}
+
+Array<float> field_query(const HashGrid& grid, const std::vector<int64_t>& widths, const Array<float>& grid_params,
+                         const Array<float>& mlp_params, const Array<float>& coords) {
+  check_isa();
+  const SemanticsField field{grid, mlp_shape(widths), grid_params.data(), mlp_params.data()};
+  check_shape(grid_params, "grid", {grid.n_params()});
+  check_shape(mlp_params, "field", {field.mlp.n_params()});
+  check_shape(coords, "coords", {-1, grid.n_dims});
+  if (field.mlp.inputs() != grid.n_outputs())
+    raise_if_error(invalid_argument("the field's MLP must take ", grid.n_outputs(), " inputs, got ", field.mlp.inputs()));
+  const int64_t n = coords.shape(0);
+  auto out = new_array<float>({n, field.mlp.outputs()});
+  const float* x = coords.data();
+  float* y = out.mutable_data();
+  py::gil_scoped_release release;
+  field.query(x, n, y);
+  return out;
+}
+
+// The fitter and the arrays that it reads.
+class Fitter {
+ public:
+  Fitter(py::array features, const Array<float>& coords, const HashgridOptions& options)
+      : features_(std::move(features)), coords_(coords) {
+    check_isa();
+    const bool half = is_half(features_, "features");
+    check_shape(features_, "features", {-1, -1, -1, -1});
+    check_shape(coords_, "coords", {features_.shape(0), features_.shape(1), features_.shape(2), 2});
+    const HashgridProblem problem{features_.data(),   half, coords_.data(), features_.shape(0), features_.shape(1),
+                                  features_.shape(2), features_.shape(3)};
+    Status status;
+    {
+      py::gil_scoped_release release;
+      status = HashgridFitter::make(options, problem, &fitter_);
+    }
+    raise_if_error(status);
+  }
+
+  void run(int64_t count, const py::object& samples, int64_t report_every, const py::object& progress) {
+    Array<int64_t> sample_array;
+    const int64_t* sample_data = nullptr;
+    if (!samples.is_none()) {
+      sample_array = samples.cast<Array<int64_t>>();
+      count = std::min(count, fitter_->steps() - fitter_->step());
+      check_shape(sample_array, "samples", {count, fitter_->batch()});
+      sample_data = sample_array.data();
+    }
+    std::exception_ptr raised;  // by the callback or a signal: it travels past the core, not through it
+    const auto report = [&](int64_t step, int64_t steps, double loss) {
+      py::gil_scoped_acquire acquire;
+      try {
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+        return progress.is_none() || !progress(step, steps, loss).is(py::bool_(false));
+      } catch (...) {
+        raised = std::current_exception();
+        return false;
+      }
+    };
+    Status status;
+    {
+      py::gil_scoped_release release;
+      status = fitter_->run(count, sample_data, std::max<int64_t>(1, report_every), report);
+    }
+    if (raised) std::rethrow_exception(raised);
+    raise_if_error(status);
+  }
+
+  py::tuple gradients(const Array<int64_t>& samples, bool second_phase) {
+    check_shape(samples, "samples", {fitter_->batch()});
+    py::dict arrays = empty();
+    const HashgridParameters grads = pointers(arrays);
+    const int64_t* sample_data = samples.data();
+    Losses losses;
+    {
+      py::gil_scoped_release release;
+      losses = fitter_->gradients(sample_data, second_phase, grads);
+    }
+    return py::make_tuple(as_dict(losses), arrays);
+  }
+
+  py::dict parameters() {
+    py::dict arrays = empty();
+    copy(current(), pointers(arrays));
+    return arrays;
+  }
+
+  void set_parameters(const py::dict& arrays) {
+    if (fitter_->step() != 0)
+      raise_if_error(invalid_argument("parameters can be set before the first step only"));
+    for (const auto& [name, size] : sizes()) check_shape(arrays[name].cast<Array<float>>(), name, {size});
+    copy(pointers(arrays), current());
+  }
+
+  py::tuple decomposition() {
+    const int64_t h = features_.shape(1), w = features_.shape(2), c = features_.shape(3);
+    auto semantics = new_array<float>({h, w, c}), artifacts = new_array<float>({h, w, c}),
+         residual = new_array<float>({h, w, c});
+    float *s = semantics.mutable_data(), *a = artifacts.mutable_data(), *r = residual.mutable_data();
+    Status status;
+    {
+      py::gil_scoped_release release;
+      status = fitter_->decomposition(s, a, r);
+    }
+    raise_if_error(status);
+    return py::make_tuple(semantics, artifacts, residual);
+  }
+
+  HashgridFitter& operator*() { return *fitter_; }
+  py::dict losses() const { return as_dict(fitter_->losses()); }
+  Array<float> loss_history() const {
+    const auto& history = fitter_->loss_history();
+    return Array<float>(static_cast<py::ssize_t>(history.size()), history.data());
+  }
+
+ private:
+  using Size = std::pair<const char*, int64_t>;
+  std::vector<Size> sizes() const {
+    const int64_t c = features_.shape(3);
+    return {{"grid", fitter_->grid().n_params()},
+            {"field", fitter_->field_mlp().n_params()},
+            {"artifacts", fitter_->patches() * c},
+            {"residual", fitter_->residual_mlp().n_params()}};
+  }
+  py::dict empty() const {
+    py::dict arrays;
+    for (const auto& [name, size] : sizes()) arrays[name] = new_array<float>({size});
+    return arrays;
+  }
+  static HashgridParameters pointers(const py::dict& arrays) {
+    const auto data = [&](const char* name) { return arrays[name].cast<Array<float>>().mutable_data(); };
+    return {data("grid"), data("field"), data("artifacts"), data("residual")};
+  }
+  HashgridParameters current() {
+    py::gil_scoped_release release;
+    return fitter_->parameters();
+  }
+  void copy(const HashgridParameters& from, const HashgridParameters& to) const {
+    const auto all = sizes();
+    const std::pair<const float*, float*> pairs[] = {{from.grid, to.grid},
+                                                     {from.field, to.field},
+                                                     {from.artifacts, to.artifacts},
+                                                     {from.residual, to.residual}};
+    for (size_t i = 0; i < 4; ++i) std::copy_n(pairs[i].first, all[i].second, pairs[i].second);
+  }
+  static py::dict as_dict(const Losses& losses) {
+    py::dict d;
+    d["mse"] = losses.mse;
+    d["cosine"] = losses.cosine;
+    d["residual_mse"] = losses.residual_mse;
+    d["residual_l1"] = losses.residual_l1;
+    return d;
+  }
+
+  py::array features_;
+  Array<float> coords_;
+  std::unique_ptr<HashgridFitter> fitter_;
+};
+
+HashgridOptions options_of(int64_t steps, int64_t batch, uint64_t seed, int n_levels, int n_features_per_level,
+                           int log2_hashmap_size, int base_resolution, double per_level_scale, int64_t hidden_dim,
+                           int64_t residual_dim, double lr, double lr_final, double warmup,
+                           std::pair<double, double> betas, double eps, double weight_decay, double residual_mse,
+                           double residual_l1, double loss_scale) {
+  HashgridOptions o;
+  o.steps = steps;
+  o.batch = batch;
+  o.seed = seed;
+  o.grid = {2, n_levels, n_features_per_level, log2_hashmap_size, base_resolution, static_cast<float>(per_level_scale)};
+  o.hidden_dim = hidden_dim;
+  o.residual_dim = residual_dim;
+  o.lr = lr;
+  o.lr_final = lr_final;
+  o.warmup = warmup;
+  o.adam = {betas.first, betas.second, eps, weight_decay};
+  o.loss = {static_cast<float>(residual_mse), static_cast<float>(residual_l1), static_cast<float>(loss_scale)};
+  return o;
+}
+
+}  // namespace
+
+void bind_hashgrid(py::module_& m) {
+  py::class_<HashGrid>(m, "HashGrid")
+      .def(py::init(&make_grid), py::kw_only(), py::arg("n_input_dims"), py::arg("n_levels"),
+           py::arg("n_features_per_level"), py::arg("log2_hashmap_size"), py::arg("base_resolution"),
+           py::arg("per_level_scale"))
+      .def_property_readonly("n_params", &HashGrid::n_params)
+      .def_property_readonly("n_output_dims", &HashGrid::n_outputs)
+      .def_property_readonly("levels",
+                             [](const HashGrid& grid) {
+                               py::list levels;
+                               for (int l = 0; l < grid.n_levels; ++l) {
+                                 const HashGridLevel& level = grid.levels[l];
+                                 levels.append(py::make_tuple(level.scale, level.resolution, level.entries, level.offset));
+                               }
+                               return levels;
+                             })
+      .def("forward", &forward, py::arg("coords"), py::arg("params"), py::arg("reference") = false)
+      .def("backward_params", &backward_params, py::arg("coords"), py::arg("d_out"))
+      .def("backward_coords", &backward_coords, py::arg("coords"), py::arg("params"), py::arg("d_out"))
+      .def("backward_reference", &backward_reference, py::arg("coords"), py::arg("params"), py::arg("d_out"));
+
+  m.def("field_query", &field_query, py::arg("grid"), py::arg("widths"), py::arg("grid_params"), py::arg("mlp_params"),
+        py::arg("coords"));
+
+  py::class_<HashgridOptions>(m, "HashgridOptions")
+      .def(py::init(&options_of), py::kw_only(), py::arg("steps"), py::arg("batch"), py::arg("seed"),
+           py::arg("n_levels"), py::arg("n_features_per_level"), py::arg("log2_hashmap_size"),
+           py::arg("base_resolution"), py::arg("per_level_scale"), py::arg("hidden_dim"), py::arg("residual_dim"),
+           py::arg("lr"), py::arg("lr_final"), py::arg("warmup"), py::arg("betas"), py::arg("eps"),
+           py::arg("weight_decay"), py::arg("residual_mse"), py::arg("residual_l1"), py::arg("loss_scale"))
+      .def("learning_rate", &hashgrid_learning_rate, py::arg("step"));
+
+  py::class_<Fitter>(m, "HashgridFitter")
+      .def(py::init<py::array, const Array<float>&, const HashgridOptions&>(), py::arg("features"), py::arg("coords"),
+           py::arg("options"))
+      .def("run", &Fitter::run, py::arg("count"), py::arg("samples") = py::none(), py::arg("report_every") = 10,
+           py::arg("progress") = py::none())
+      .def("gradients", &Fitter::gradients, py::arg("samples"), py::arg("second_phase"))
+      .def("parameters", &Fitter::parameters)
+      .def("set_parameters", &Fitter::set_parameters, py::arg("parameters"))
+      .def("apply_gauge", [](Fitter& f) { (*f).apply_gauge(); })
+      .def("decomposition", &Fitter::decomposition)
+      .def_property_readonly("step", [](Fitter& f) { return (*f).step(); })
+      .def_property_readonly("field_widths",
+                             [](Fitter& f) {
+                               const MlpShape& s = (*f).field_mlp();
+                               return std::vector<int64_t>(s.widths, s.widths + s.n_layers + 1);
+                             })
+      .def_property_readonly("losses", &Fitter::losses)
+      .def_property_readonly("loss_history", &Fitter::loss_history);
+}
+
+}  // namespace dvt::bindings
