@@ -168,7 +168,7 @@ def _describe(d: Decomposition) -> str:
     h, w, c = d.raw.shape
     vit, seconds = d.meta.get("vit") or {}, d.meta.get("seconds") or {}
     parts = [vit.get("name"), f"{h} x {w} patches, {c} channels"]
-    if vit:
+    if {"layer", "depth", "norm"} <= vit.keys():
         parts.insert(1, f"block {vit['layer'] + 1} of {vit['depth']}, norm: {vit['norm']}")
     if "solver" in d.meta:
         parts.append(f"solver {d.meta['solver']}, {d.meta.get('views')} views")

@@ -104,15 +104,17 @@ def similarity(features: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
 
 
 def telling_patch(features: np.ndarray) -> tuple[int, int]:
-    """A patch (row, column) worth asking about: of the inner ones, that whose similarities spread most.
+    """A patch (row, column) worth asking about: the inner one closest to a tenth of the image, against the rest.
 
-    A patch on an object is close to the object and far from the rest; one like nothing, or like everything, is not.
+    So it lies on an object of some size; a patch like no other, or like the whole background, would show little.
     """
     h, w, c = features.shape
-    directions = _directions(features).reshape(-1, c)
-    spread = (directions @ directions.T).std(axis=1).reshape(h, w)
+    directions = _directions(features)
     rows, columns = slice(h // 4, h - h // 4), slice(w // 4, w - w // 4)
-    row, column = np.unravel_index(spread[rows, columns].argmax(), spread[rows, columns].shape)
+    inner = directions[rows, columns]
+    near = np.sort(inner.reshape(-1, c) @ directions.reshape(-1, c).T, axis=1)
+    contrast = near[:, -max(1, h * w // 10) :].mean(axis=1) - near.mean(axis=1)
+    row, column = np.unravel_index(contrast.argmax(), inner.shape[:2])
     return int(row) + h // 4, int(column) + w // 4
 
 

@@ -29,7 +29,8 @@ def command(
         str, typer.Option(help="A timm model name, or dvt_mini, which comes with the package.")
     ] = "dvt_mini",
     weights: Annotated[
-        Path | None, typer.Option(help="Local weights: .safetensors, or a torch checkpoint.", show_default="timm's own")
+        str | None,
+        typer.Option(metavar="FILE", help="Local weights: .safetensors, or a torch checkpoint.", show_default="timm's"),
     ] = None,
     solver: Annotated[Solver, typer.Option(help="How F and G are found.")] = Solver.direct,
     views: Annotated[str, typer.Option(help="A plan (realtime, fast, paper) or a number of random crops.")] = "fast",
