@@ -45,21 +45,23 @@ def draw(d: Decomposition, image: Any = None, patch: tuple[int, int] | None = No
     page = _Page(aspect)
     page.heading("Raw = semantics F + artifacts G + residual", _describe(d))
 
-    # Row 1: colours.
-    basis = visual.ColorBasis.fit(raw, semantics)
+    # Row 1: colours. A constant may stand in F or in G alike. G's mean is 0 by convention, and then a few huge artifacts
+    # shift all other patches of G, and F against them; drawn is the G whose usual patch is grey.
+    constant = np.median(artifacts, axis=(0, 1))
+    basis = visual.ColorBasis.fit(raw, semantics + constant)
     if picture:
         page.tile(0, 0, "Input", picture)
     page.tile(0, 1, "Raw features", basis.colors(raw))
-    page.tile(0, 2, "Semantics F", basis.colors(semantics))
-    page.tile(0, 3, "Artifacts G", basis.offset_colors(artifacts))
+    page.tile(0, 2, "Semantics F", basis.colors(semantics + constant))
+    page.tile(0, 3, "Artifacts G", basis.offset_colors(artifacts - constant))
     page.tile(0, 4, "Residual", basis.offset_colors(residual))
     page.note(
-        0, "PCA as RGB: one basis and one range for all four, so colours add up; in G and residual, grey is zero."
+        0, "PCA as RGB: one basis and one range for all four, so colours add up; in G and residual, grey is none."
     )
 
     # Row 2: norms.
     fine = d.query(_patch_centers(h * QUERY_SCALE, w * QUERY_SCALE))
-    page.tile(1, 0, f"F, {QUERY_SCALE} times finer", page.smooth(basis.colors(fine)))
+    page.tile(1, 0, f"F, {QUERY_SCALE} times finer", page.smooth(basis.colors(fine + constant)))
     norms = [np.linalg.norm(part, axis=-1) for part in (raw, semantics, artifacts, residual)]
     low, high = _log_range(norms)
     for column, (name, norm) in enumerate(zip(("raw", "F", "G", "residual"), norms), start=1):

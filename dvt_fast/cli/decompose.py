@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..backends import backends, set_num_threads
 from ..errors import Cancelled, DvtError, InputError, OutputError
 from ..files import check_folder, write_whole
 from .progress import Bar
@@ -93,11 +94,17 @@ def _run(
 ) -> tuple[list[tuple[Path, str]], int]:
     """Decompose every image; returns the failures, each with its reason, and the number of images."""
     from ..images import find_images
+    from ..views import plan_boxes
 
+    # What would fail for every image fails here, once, and before torch takes its seconds to import.
+    for backend in backends():
+        if not backend.available:
+            raise DvtError(f"{backend.name}: {backend.reason}")
+    plan_boxes(options["views"], options["seed"])
     images = find_images(paths)
     folder = check_folder(out)
 
-    from .. import ViT, decompose, set_num_threads  # after the cheap checks: torch takes seconds to import
+    from .. import ViT, decompose
 
     if threads:
         import torch

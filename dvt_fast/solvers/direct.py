@@ -17,6 +17,9 @@ from .bilinear_field import BilinearField
 from .result import Solution
 
 
+OUTLYING, GAUGE_STEPS = 3.0, 10
+
+
 @dataclass(frozen=True)
 class DirectOptions:
     """Options of `solver="direct"`.
@@ -46,8 +49,8 @@ class DirectOptions:
     tolerance: float = 1e-5
     max_iterations: int = 200
 
-    # Without a prior G is pulled to zero by this many rows.
-    DEFAULT_RIDGE = 0.01
+    # Without a prior G is pulled to zero by this many rows: few views tell F and a smooth G badly apart.
+    DEFAULT_RIDGE = 5.0
 
     @classmethod
     def parse(cls, options: dict[str, Any]) -> DirectOptions:
@@ -138,14 +141,28 @@ class DirectStream:
             tolerance=o.tolerance,
             max_iterations=o.max_iterations,
         )
-        # A constant may move between F and G: by convention G has none.
-        constant = artifacts.mean(0)
+        constant = gauge(artifacts)
         artifacts -= constant
         nodes += constant
         field = BilinearField(nodes)
         semantics = field.patch_means(self.coords[self._added - 1].reshape(h, w, 2))
         artifacts = artifacts.reshape(h, w, c)
         return Solution(semantics, artifacts, self._last - semantics - artifacts, field, dict(info))
+
+
+def gauge(artifacts: np.ndarray) -> np.ndarray:
+    """The constant that G [patches, C] gives to F: its mean over the patches, without those that stand far out.
+
+    Views cannot tell where a constant belongs, so G is taken to have mean zero. A few giant tokens (ViTs have some with
+    25 times the median norm) must not count in that mean: they would move all of F by their share. Patches further
+    from the centre than OUTLYING times the median distance lose weight with the square of their distance.
+    """
+    centre = artifacts.mean(0)
+    for _ in range(GAUGE_STEPS):
+        distance = np.linalg.norm(artifacts - centre, axis=1)
+        weights = 1 / np.maximum(1, distance / max(OUTLYING * float(np.median(distance)), 1e-30)) ** 2
+        centre = (weights @ artifacts) / weights.sum()
+    return centre.astype(np.float32)
 
 
 def solve_direct(features: np.ndarray, coords: np.ndarray, **options: Any) -> Solution:

@@ -293,6 +293,15 @@ Status DirectSolver::solve(const DirectOptions& options, const float* prior, flo
     if (prior)
       for (int64_t i = 0; i < p * c; ++i) artifacts[i] += prior[i];
   }
+  if (!options.fix_artifacts)
+    for (int64_t i = 0; i < p; ++i) {
+      // From shrunk towards G0 to the mean of what F leaves: (D + mu) (G - G0) = sum_v w (y - F - G0).
+      const float unshrink = static_cast<float>(1.0 + system.mu / std::max<double>(system.patch_weights[i], 1e-20));
+      for (int64_t k = i * c; k < (i + 1) * c; ++k) {
+        const float g0 = prior ? prior[k] : 0.0f;
+        artifacts[k] = g0 + (artifacts[k] - g0) * unshrink;
+      }
+    }
   return Status();
 }
 

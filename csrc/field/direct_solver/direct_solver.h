@@ -16,7 +16,10 @@
 //     cost independent of the number of views;
 //   * `pcg`: conjugate gradients with a Jacobi preconditioner, matrix-free over the rows, a block of channels at a time
 //     so that its vectors stay in cache: cheaper for few views or very many patches.
-// The only null direction with mu = 0 is a constant moved between F and G; the solution has mean(G) = 0.
+// The only null direction with mu = 0 is a constant moved between F and G; with G0 = 0 the solution has mean(G) = 0.
+//
+// Few views tell F and a smooth G badly apart, so mu must be several rows to keep content out of G. That shrinks G; the
+// G returned is therefore the weighted mean of what F leaves, which is not shrunk.
 //
 // The right-hand side accumulates while views arrive. Reweighted passes (row weights that fall with the residual, so
 // that outlier tokens lose their say) read the features again, from the caller's memory or from a float16 copy.
@@ -35,7 +38,7 @@ enum class DirectMethod { automatic = 0, schur, pcg };
 
 struct DirectOptions {
   double smoothness = 0.1;       // lambda, against a row of weight 1; > 0. |grad F|^2 does not change with the grid in 2D
-  double artifact_ridge = 0.01;  // mu, in rows: how many observations of G0 (or of zero) it counts for
+  double artifact_ridge = 5;    // mu, in rows: how many observations of G0 (or of zero) it counts for
   int passes = 4;               // 1: plain least squares; more: reweighted until the weights settle
   double outlier_threshold = 1.5;  // row weight 1 / max(1, e / (threshold * median e))^2
   bool cosine = false;          // rows weighted 1 + C / (2 |y|^2): the quadratic form of MSE + (1 - cos)

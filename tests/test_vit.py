@@ -1,0 +1,428 @@
+"""ViT: every family of timm's plain transformers, its sizes and strides, weights of every kind, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dvt_fast import vit as vit_module
+from dvt_fast.errors import InputError, WeightsError
+from dvt_fast.vit import ViT
+
+torch = pytest.importorskip("torch")
+timm = pytest.importorskip("timm")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+TINY = "vit_tiny_patch16_224"
+IMAGENET, HALF = (0.485, 0.456, 0.406), (0.5, 0.5, 0.5)
+
+# name: (prefix tokens, mean, what norm=True applies). The smallest variant of each family.
+FAMILIES = {
+    "vit_tiny_patch16_224.augreg_in21k_ft_in1k": (1, HALF, "final"),
+    "vit_small_patch16_224.dino": (1, IMAGENET, "final"),
+    "vit_small_patch14_dinov2.lvd142m": (1, IMAGENET, "final"),
+    "vit_small_patch14_reg4_dinov2.lvd142m": (5, IMAGENET, "final"),
+    "vit_small_patch16_dinov3.lvd1689m": (5, IMAGENET, "final"),
+    "vit_base_patch16_224.mae": (1, IMAGENET, "final"),
+    "vit_base_patch32_clip_224.openai": (1, (0.48145466, 0.4578275, 0.40821073), "final"),
+    "vit_base_patch32_siglip_256.v2_webli": (0, HALF, "final"),
+    "deit_tiny_distilled_patch16_224.fb_in1k": (2, IMAGENET, "final"),
+    "deit3_small_patch16_224.fb_in1k": (1, IMAGENET, "final"),
+    "eva02_tiny_patch14_224.mim_in22k": (1, (0.48145466, 0.4578275, 0.40821073), "none for tokens"),
+    "beit_base_patch16_224.in22k_ft_in22k": (1, HALF, "none for tokens"),
+    "samvit_base_patch16.sa1b": (0, IMAGENET, "neck"),
+    "vit_pe_spatial_tiny_patch16_512.fb": (1, HALF, "none for tokens"),
+    "vit_small_patch16_rope_mixed_224.naver_in1k": (1, IMAGENET, "final"),
+    "test_vit_relpos.untrained": (0, HALF, "none for tokens"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def build_once(monkeypatch):
+    """Building costs seconds and the blocks know no size: each ViT of a test gets the same fresh timm model's copy."""
+    import copy
+
+    create, built = timm.create_model, {}
+
+    def cached(name, **options):
+        key = (name, *sorted(options))
+        if key not in built:
+            built[key] = create(name, **options)
+        return copy.deepcopy(built[key])
+
+    monkeypatch.setattr(timm, "create_model", cached)
+
+
+def noise(vit, n=1, seed=0):
+    return torch.randn(n, 3, *vit.size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family(family, build_once):
+    """Two sizes and a stride: shapes, prefix tokens, own mean, and each patch token at the patch it is named after."""
+    name = family.removesuffix(".untrained")
+    n_prefix, mean, norm = FAMILIES[family]
+    patch = timm.get_pretrained_cfg(name) and int(name.split("patch")[1][:2]) if "patch" in name else 16
+    sizes = {"small": (4 * patch, 6 * patch), "square": 5 * patch}
+    for size, stride in [(sizes["small"], None), (sizes["square"], None), (sizes["small"], patch // 2)]:
+        vit = ViT(name, weights="random", size=size, stride=stride)
+        height, width = (size, size) if isinstance(size, int) else size
+        grid = (
+            (height // patch, width // patch) if stride is None else (2 * height // patch - 1, 2 * width // patch - 1)
+        )
+        assert (vit.size, vit.grid, vit.n_prefix, vit.patch_size) == ((height, width), grid, n_prefix, (patch, patch))
+        x = noise(vit, 2)
+        patches, prefix = vit.features(x, return_prefix=True)
+        assert patches.shape == (2, *grid, vit.dim) and prefix.shape == (2, n_prefix, vit.dim)
+        assert patches.dtype == torch.float32 and patches.is_contiguous() and torch.isfinite(patches).all()
+        assert not patches.requires_grad and not patches.is_inference()
+        assert torch.equal(patches, vit.features(x))
+        # Change one corner of the image, and look which token of the first block changes most.
+        early = ViT(name, weights="random", size=size, stride=stride, layer=0, norm=False)
+        y = x.clone()
+        y[:, :, -patch // 2 :, : patch // 2] += 3
+        change = (early.features(y) - early.features(x)).norm(dim=-1)[0]
+        assert divmod(int(change.argmax()), grid[1]) == (grid[0] - 1, 0)
+    described = vit.describe()
+    assert described["norm"] == norm and np.allclose(vit.mean, mean)
+    assert json.loads(json.dumps(described)) == described
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return ViT(TINY, weights="random", size=64)
+
+
+def test_features_are_the_models_own_tokens(tiny):
+    x = noise(tiny, 2)
+    with torch.no_grad():
+        tokens = timm.create_model(TINY, num_classes=0, img_size=64).eval()
+        tokens.load_state_dict(tiny.model.state_dict())
+        tokens = tokens.forward_features(x)
+    patches, prefix = tiny.features(x, return_prefix=True)
+    assert torch.allclose(patches.flatten(1, 2), tokens[:, 1:], atol=1e-5)
+    assert torch.allclose(prefix, tokens[:, :1], atol=1e-5)
+
+
+def test_layers_and_norm(tiny):
+    x = noise(tiny)
+    model = tiny.model
+    all_layers = model.forward_intermediates(x, norm=False, intermediates_only=True)
+    for layer in (0, 5, 11, -1, -12):
+        vit = ViT(TINY, weights="random", size=64, layer=layer, norm=False)
+        assert torch.allclose(vit.features(x).permute(0, 3, 1, 2), all_layers[layer], atol=1e-5)
+        assert vit.layer == layer % 12 and vit.describe()["norm"] == "none"
+    last = ViT(TINY, weights="random", size=64, norm=False).features(x)
+    assert torch.allclose(model.norm(last), tiny.features(x), atol=1e-4)
+
+
+def test_overlapping_patches_contain_the_others():
+    """Every second patch of half the stride is a patch of the whole stride, cut by the same convolution."""
+    whole, half = (ViT(TINY, weights="random", size=(64, 96), stride=stride) for stride in (None, 8))
+    x = noise(whole)
+    a, b = (vit.model.patch_embed(x).unflatten(1, vit.grid) for vit in (whole, half))
+    assert torch.allclose(a, b[:, ::2, ::2], atol=1e-5)
+    assert half.model.pos_embed.shape[1] == 1 + 7 * 11
+    same = ViT(TINY, weights="random", size=(64, 96), stride=16)
+    assert torch.equal(same.features(x), whole.features(x))
+
+
+def test_numpy_in_numpy_out(tiny):
+    x = noise(tiny)
+    patches, prefix = tiny.features(x.numpy(), return_prefix=True)
+    assert isinstance(patches, np.ndarray) and isinstance(prefix, np.ndarray)
+    assert np.array_equal(patches, tiny.features(x).numpy())
+
+
+def test_seed(tiny):
+    x = noise(tiny)
+    state = torch.get_rng_state()
+    again, other = (ViT(TINY, weights="random", size=64, seed=seed) for seed in (0, 1))
+    assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers are left alone"
+    assert torch.equal(again.features(x), tiny.features(x))
+    assert not torch.allclose(other.features(x), tiny.features(x))
+
+
+def test_transform_takes_the_whole_frame(tiny):
+    image = np.zeros((30, 90, 3), np.uint8)
+    image[:, :45] = 255
+    x = tiny.transform(Image.fromarray(image))
+    assert x.shape == (3, 64, 64) and x.dtype == torch.float32
+    assert torch.allclose(x[:, :, :30], torch.ones(1)) and torch.allclose(x[:, :, 34:], -torch.ones(1))
+    vit = ViT(TINY, weights="random", size=32, mean=(0.1, 0.2, 0.3), std=(1, 2, 4))
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    assert torch.allclose(vit.to_input(pixels), vit.normalize(images), atol=1e-6)
+    assert torch.allclose(vit.normalize(images)[:, 2], (images[:, 2] - 0.3) / 4)
+
+
+def test_real_weights(shared_data):
+    path = shared_data / "weights" / "vit_tiny_patch16_224_augreg.safetensors"
+    vit = ViT("vit_tiny_patch16_224.augreg_in21k_ft_in1k", weights=path, norm=False)
+    assert vit.mean == vit.std == (0.5, 0.5, 0.5) and vit.describe()["weights"] == path.name
+    norms = vit.features(vit.transform(shared_data / "images" / "n01843383_toucan.jpg")[None])[0].norm(dim=-1)
+    assert norms[[0, 0, -1, -1], [0, -1, 0, -1]].min() > 10 * norms.median(), "its known artifact, in the corners"
+
+
+# Weights from files
+
+
+@pytest.fixture(scope="module")
+def small_state():
+    """timm's test_vit, built once: (name, state dict)."""
+    return "test_vit", ViT("test_vit", weights="random", seed=7).model.state_dict()
+
+
+WRAPPED = {
+    "plain.pth": lambda state: state,
+    "model.pth": lambda state: {"model": state, "epoch": 3},
+    "lightning.ckpt": lambda state: {"state_dict": {"model." + k: v for k, v in state.items()}},
+    "dino.pth": lambda state: {
+        "student": {},
+        "teacher": {f"module.backbone.{k}": v for k, v in state.items()} | {"module.head.mlp.0.weight": torch.zeros(2)},
+    },
+    "compiled.pt": lambda state: {"_orig_mod." + k: v for k, v in state.items()},
+    "classifier.pth": lambda state: state | {"head.weight": torch.zeros(10, 64), "head.bias": torch.zeros(10)},
+    "half.pth": lambda state: {k: v.half() for k, v in state.items()},
+}
+
+
+@pytest.mark.parametrize("kind", ["weights.safetensors", *WRAPPED])
+def test_weights_from_files(kind, small_state, tmp_path):
+    name, state = small_state
+    if kind in WRAPPED:
+        torch.save(WRAPPED[kind](state), tmp_path / kind)
+    else:
+        safetensors_torch.save_file(state, tmp_path / kind)
+    vit = ViT(name, weights=tmp_path / kind)
+    tolerance = 1e-3 if kind == "half.pth" else 0
+    for key, value in vit.model.state_dict().items():
+        assert (value - state[key]).abs().max() <= tolerance, key
+    assert vit.describe()["weights"] == kind
+
+
+def test_weights_of_another_grid_are_resampled(small_state, tmp_path):
+    name, state = small_state
+    larger = ViT(name, weights="random", seed=7, size=192)
+    torch.save(larger.model.state_dict(), tmp_path / "larger.pth")
+    vit = ViT(name, weights=tmp_path / "larger.pth")
+    assert vit.model.pos_embed.shape == state["pos_embed"].shape
+
+
+def test_official_names_are_converted(tmp_path):
+    """DINOv2's own release: registers by another name, and a mask token."""
+    name = "vit_small_patch14_reg4_dinov2"
+    vit = ViT(name, weights="random", size=70, norm=False)
+    state = dict(vit.model.state_dict())
+    official = {k: v for k, v in state.items() if k not in ("reg_token", "cls_token", "pos_embed")}
+    official |= {
+        "register_tokens": state["reg_token"],
+        "cls_token": state["cls_token"],
+        "mask_token": torch.zeros(1, 384),
+    }
+    official["pos_embed"] = torch.cat([torch.zeros(1, 1, 384), state["pos_embed"]], 1)
+    torch.save(official, tmp_path / "dinov2_vits14_reg4_pretrain.pth")
+    loaded = ViT(name, weights=tmp_path / "dinov2_vits14_reg4_pretrain.pth", size=70, norm=False)
+    x = noise(vit)
+    assert (loaded.features(x) - vit.features(x)).abs().max() < 0.05  # the position embedding went 5 -> 37 -> 5
+
+
+def without(state, *keys):
+    return {k: v for k, v in state.items() if k not in keys}
+
+
+class NotTensors:
+    pass
+
+
+BAD_WEIGHTS = {
+    "missing": (lambda s: without(s, "norm.weight", "blocks.0.attn.qkv.bias"), "missing blocks.0.attn.qkv.bias, norm"),
+    "unexpected": (lambda s: s | {"blocks.99.norm1.bias": torch.zeros(1)}, "unexpected blocks.99.norm1.bias"),
+    "shape": (lambda s: s | {"norm.weight": torch.zeros(3)}, r"norm.weight \(expected \[64\], got \[3\]\)"),
+    "rank": (lambda s: s | {"norm.weight": torch.zeros(64, 1)}, r"norm.weight \(expected \[64\], got \[64, 1\]\)"),
+    "patch": (lambda s: s | {"patch_embed.proj.weight": torch.zeros(64, 3, 8, 8)}, "patch_embed.proj.weight .expected"),
+    "code": (lambda s: {"model": s, "args": NotTensors()}, "more than tensors"),
+    "list": (lambda s: [1, 2], "holds no weights"),
+    "empty_dict": (lambda s: {}, "holds no weights"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_WEIGHTS)
+def test_weights_that_do_not_fit(kind, small_state, tmp_path):
+    make, message = BAD_WEIGHTS[kind]
+    path = tmp_path / f"{kind}.pth"
+    torch.save(make(dict(small_state[1])), path)
+    with pytest.raises(WeightsError, match=message) as caught:
+        ViT(small_state[0], weights=path)
+    assert path.name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("content", ["absent", "empty", "text", "cut", "folder"])
+def test_weights_that_cannot_be_read(content, suffix, small_state, tmp_path):
+    path = tmp_path / f"{content}{suffix}"
+    if content == "cut":
+        (torch.save if suffix == ".pth" else safetensors_torch.save_file)(small_state[1], path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif content == "folder":
+        path.mkdir()
+    elif content != "absent":
+        path.write_text("" if content == "empty" else "these are no weights")
+    with pytest.raises(WeightsError) as caught:
+        ViT(small_state[0], weights=path)
+    assert path.name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_network_is_one_line_at_once(tmp_path):
+    """The hub cannot be reached: said in seconds, not after a minute of retries."""
+    code = f"from dvt_fast.vit import ViT\nViT({TINY!r})"
+    clean = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+    clean |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    clean["PYTHONPATH"] = os.pathsep.join(sys.path)
+    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert "WeightsError: no network" in last and "weights='random'" in last
+    assert "Retrying" not in done.stderr
+
+
+def test_no_pretrained_weights_anywhere():
+    with pytest.raises(WeightsError, match="timm has no pretrained weights for test_vit_relpos"):
+        ViT("test_vit_relpos")
+
+
+# The embedded model
+
+
+@pytest.fixture(scope="module")
+def mini_file(tmp_path_factory):
+    """A small file in the format of the embedded model."""
+    config = {
+        "img_size": 224,
+        "patch_size": 16,
+        "embed_dim": 64,
+        "depth": 2,
+        "num_heads": 2,
+        "mlp_ratio": 3.0,
+        "class_token": True,
+    }
+    torch.manual_seed(0)
+    model = timm.models.vision_transformer.VisionTransformer(**config, num_classes=0, global_pool="")
+    header = {"format": "dvt_fast.vit", "version": 1, "config": config, "mean": [0.5] * 3, "std": [0.25] * 3}
+    path = tmp_path_factory.mktemp("mini") / "mini.safetensors"
+    state = {key: value.half() for key, value in model.state_dict().items()}
+    safetensors_torch.save_file(state, path, metadata={"dvt_fast": json.dumps(header)})
+    return path, model.eval(), header, state
+
+
+def test_mini(mini_file):
+    path, model, _, _ = mini_file
+    vit = ViT("dvt_mini", weights=path, size=96)
+    assert (vit.dim, vit.depth, vit.grid, vit.n_prefix) == (64, 2, (6, 6), 1)
+    assert vit.mean == (0.5, 0.5, 0.5) and vit.std == (0.25, 0.25, 0.25)
+    model = ViT("dvt_mini", weights=path)
+    x = noise(model)
+    with torch.no_grad():
+        expected = mini_file[1].forward_features(x)[:, 1:]
+    assert (model.features(x).flatten(1, 2) - expected).abs().max() < 0.02  # the file has float16
+
+
+def test_the_embedded_mini():
+    if not vit_module.MINI_PATH.is_file():
+        pytest.skip("the embedded model is not in this checkout")
+    vit = ViT("dvt_mini")
+    assert vit.patch_size == (16, 16) and vit.describe()["weights"] == "pretrained"
+    assert torch.isfinite(vit.features(noise(vit))).all()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"format": "other"}, "expected dvt_fast.vit version 1"),
+        ({"version": 2}, "version 2"),
+        ({"config": {"embed_dim": 64}}, "config keys"),
+        ({"mean": None}, "metadata"),
+        (None, "metadata"),
+    ],
+)
+def test_mini_with_another_header(change, message, mini_file, tmp_path):
+    _, _, header, state = mini_file
+    metadata = {"dvt_fast": json.dumps(header | change)} if change else {"other": "x"}
+    safetensors_torch.save_file(state, tmp_path / "bad.safetensors", metadata=metadata)
+    with pytest.raises(WeightsError, match=message):
+        ViT("dvt_mini", weights=tmp_path / "bad.safetensors")
+
+
+# Bad input
+
+
+def test_unknown_name_has_close_matches():
+    with pytest.raises(InputError, match=r"vit_small_patch14_dinov2\b"):
+        ViT("vit_smal_patch14_dinov2.lvd142m")
+    with pytest.raises(InputError, match="dvt_mini"):
+        ViT("dvt_mimi")
+    with pytest.raises(InputError, match="it has: lvd142m"):
+        ViT("vit_small_patch14_dinov2.lvd")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "test_convnext", "swin_tiny_patch4_window7_224", "vit_tiny_r_s16_p8_224"])
+def test_not_a_plain_vit(name):
+    with pytest.raises(InputError, match="not a plain ViT"):
+        ViT(name, weights="random")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"size": 100}, "use 96 or 112"),
+        ({"size": 8}, "use 16"),
+        ({"size": (64, 70)}, "use 64 or 80"),
+        ({"size": 64, "stride": 5}, "use 61 or 66"),
+        ({"size": 0}, "at least 1"),
+        ({"size": "big"}, "size must be"),
+        ({"size": (1, 2, 3)}, "size must be"),
+        ({"stride": 32}, "at most the patch size"),
+        ({"stride": 0}, "at least 1"),
+        ({"layer": 6}, "layer must be from -6 to 5"),
+        ({"layer": -7}, "layer must be"),
+        ({"layer": 1.5}, "layer must be"),
+        ({"mean": (0.5, 0.5)}, "mean must be three"),
+        ({"std": (1, 1, 0)}, "std must be above 0"),
+        ({"std": (1, 1, float("nan"))}, "finite"),
+        ({"device": "tpu9"}, "device 'tpu9' cannot be used"),
+    ],
+    ids=str,
+)
+def test_bad_option(options, message):
+    with pytest.raises(InputError, match=message) as caught:
+        ViT("test_vit", weights="random", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_images(tiny):
+    for shape in [(3, 64, 64), (1, 3, 64, 80), (1, 1, 64, 64), (0,)]:
+        with pytest.raises(InputError, match=r"shape \[B, 3, 64, 64\]"):
+            tiny.features(torch.zeros(shape))
+    with pytest.raises(InputError, match="uint8"):
+        tiny.features(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(InputError, match="images are on meta"):
+        tiny.features(torch.zeros(1, 3, 64, 64, device="meta"))
+    with pytest.raises(InputError, match="got list"):
+        tiny.features([[1.0]])
+
+
+def test_import_is_light():
+    code = "import sys, dvt_fast.vit, dvt_fast.views; assert not {'torch', 'timm', 'PIL'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
