@@ -1,5 +1,6 @@
 """ViT: every family of timm's plain transformers, its sizes and strides, weights of every kind, and what it refuses."""
 
+import copy
 import json
 import os
 import subprocess
@@ -42,27 +43,27 @@ FAMILIES = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def two_threads():
+def one_thread():
+    """These inputs are so small that more threads only wait for one another."""
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
 @pytest.fixture
-def build_once(monkeypatch):
-    """Building costs seconds and the blocks know no size: each ViT of a test gets the same fresh timm model's copy."""
-    import copy
-
+def two_blocks(monkeypatch):
+    """Building a model costs seconds, most of it in blocks that are all alike: two of them, built once a test."""
     create, built = timm.create_model, {}
 
-    def cached(name, **options):
-        key = (name, *sorted(options))
-        if key not in built:
-            built[key] = create(name, **options)
-        return copy.deepcopy(built[key])
+    def small(name, **options):
+        if not built:
+            if name.startswith("samvit"):
+                options["global_attn_indexes"] = (1,)  # one block with windows, one without
+            built[name] = create(name, depth=2, **options)
+        return copy.deepcopy(built[name])
 
-    monkeypatch.setattr(timm, "create_model", cached)
+    monkeypatch.setattr(timm, "create_model", small)
 
 
 def noise(vit, n=1, seed=0):
@@ -70,11 +71,11 @@ def noise(vit, n=1, seed=0):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_family(family, build_once):
+def test_family(family, two_blocks):
     """Two sizes and a stride: shapes, prefix tokens, own mean, and each patch token at the patch it is named after."""
     name = family.removesuffix(".untrained")
     n_prefix, mean, norm = FAMILIES[family]
-    patch = timm.get_pretrained_cfg(name) and int(name.split("patch")[1][:2]) if "patch" in name else 16
+    patch = int(name.split("patch")[1][:2]) if "patch" in name else 16
     sizes = {"small": (4 * patch, 6 * patch), "square": 5 * patch}
     for size, stride in [(sizes["small"], None), (sizes["square"], None), (sizes["small"], patch // 2)]:
         vit = ViT(name, weights="random", size=size, stride=stride)
@@ -116,16 +117,16 @@ def test_features_are_the_models_own_tokens(tiny):
     assert torch.allclose(prefix, tokens[:, :1], atol=1e-5)
 
 
-def test_layers_and_norm(tiny):
-    x = noise(tiny)
-    model = tiny.model
-    all_layers = model.forward_intermediates(x, norm=False, intermediates_only=True)
-    for layer in (0, 5, 11, -1, -12):
-        vit = ViT(TINY, weights="random", size=64, layer=layer, norm=False)
+def test_layers_and_norm():
+    """test_vit is timm's own smallest: six blocks."""
+    vits = {layer: ViT("test_vit", weights="random", layer=layer, norm=False) for layer in (0, 3, 5, -1, -6)}
+    x = noise(vits[0])
+    all_layers = vits[0].model.forward_intermediates(x, norm=False, intermediates_only=True)
+    for layer, vit in vits.items():
         assert torch.allclose(vit.features(x).permute(0, 3, 1, 2), all_layers[layer], atol=1e-5)
-        assert vit.layer == layer % 12 and vit.describe()["norm"] == "none"
-    last = ViT(TINY, weights="random", size=64, norm=False).features(x)
-    assert torch.allclose(model.norm(last), tiny.features(x), atol=1e-4)
+        assert vit.layer == layer % vit.depth and vit.describe()["norm"] == "none"
+    normed = ViT("test_vit", weights="random").features(x)
+    assert torch.allclose(vits[5].model.norm(vits[-1].features(x)), normed, atol=1e-5)
 
 
 def test_overlapping_patches_contain_the_others():
@@ -173,7 +174,7 @@ def test_real_weights(shared_data):
     vit = ViT("vit_tiny_patch16_224.augreg_in21k_ft_in1k", weights=path, norm=False)
     assert vit.mean == vit.std == (0.5, 0.5, 0.5) and vit.describe()["weights"] == path.name
     norms = vit.features(vit.transform(shared_data / "images" / "n01843383_toucan.jpg")[None])[0].norm(dim=-1)
-    assert norms[[0, 0, -1, -1], [0, -1, 0, -1]].min() > 10 * norms.median(), "its known artifact, in the corners"
+    assert norms[[0, 0, -1, -1], [0, -1, 0, -1]].min() > 5 * norms.median(), "its known artifact, in the corners"
 
 
 # Weights from files
