@@ -27,7 +27,7 @@ def to_numpy(value: Any, name: str = "array") -> np.ndarray:
     except (TypeError, ValueError, BufferError) as error:
         raise InputError(f"{name} must be a NumPy array, a torch tensor or a DLPack object: {error}") from None
     if array.dtype == object:
-        raise InputError(f"{name} must be an array of numbers, got {type(value).__name__}")
+        raise InputError(f"{name} must be a NumPy array, a torch tensor or a DLPack object, got {type(value).__name__}")
     return array
 
 

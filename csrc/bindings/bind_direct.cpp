@@ -33,11 +33,12 @@ class PyDirectSolver {
     if (borrow_) borrowed_.push_back(features);
   }
 
-  py::tuple solve(double smoothness, double artifact_ridge, int passes, double outlier_threshold, py::object prior,
+  py::tuple solve(double smoothness, py::object artifact_ridge, int passes, double outlier_threshold, py::object prior,
                   bool fix_artifacts, const std::string& method, double tolerance, int max_iterations) {
     DirectOptions options;
     options.smoothness = smoothness;
-    options.artifact_ridge = artifact_ridge;
+    options.automatic_ridge = artifact_ridge.is_none();
+    if (!options.automatic_ridge) options.artifact_ridge = artifact_ridge.cast<double>();
     options.passes = passes;
     options.outlier_threshold = outlier_threshold;
     options.fix_artifacts = fix_artifacts;
@@ -67,6 +68,7 @@ class PyDirectSolver {
     info["method"] = report.method == DirectMethod::pcg ? "pcg" : "schur";
     info["passes"] = report.passes;
     info["iterations"] = report.iterations;
+    info["artifact_ridge"] = report.artifact_ridge;
     info["median_residual"] = report.median_residual;
     info["outlier_share"] = report.outlier_share;
     return py::make_tuple(nodes, artifacts, info);

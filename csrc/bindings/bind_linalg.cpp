@@ -1,5 +1,7 @@
 // Linear algebra, bound for tests and benchmarks only.
 #include "bindings/convert.h"
+#include "linalg/banded/banded_cholesky.h"
+#include "linalg/cholesky/cholesky.h"
 #include "linalg/gemm/gemm.h"
 
 namespace dvt::bindings {
@@ -45,12 +47,45 @@ Array<float> gemm_binding(const Array<float>& a, const Array<float>& b, bool tra
   return c;
 }
 
+Array<float> copy_of(const Array<float>& array) {
+  auto copy = new_array<float>({array.shape(0), array.shape(1)});
+  std::memcpy(copy.mutable_data(), array.data(), sizeof(float) * static_cast<size_t>(array.size()));
+  return copy;
+}
+
+Array<float> cholesky_solve_binding(const Array<float>& a, const Array<float>& b) {
+  check_isa();
+  check_shape(a, "a", {-1, -1});
+  const int64_t n = a.shape(0);
+  check_shape(a, "a", {n, n});
+  check_shape(b, "b", {n, -1});
+  auto factor = copy_of(a), x = copy_of(b);
+  raise_if_error(cholesky_factor(n, factor.mutable_data(), n));
+  cholesky_solve(n, factor.data(), n, b.shape(1), x.mutable_data(), b.shape(1));
+  return x;
+}
+
+Array<float> banded_solve_binding(const Array<double>& band_rows, const Array<float>& b) {
+  check_isa();
+  check_shape(band_rows, "band_rows", {-1, -1});
+  const int64_t n = band_rows.shape(0);
+  check_shape(b, "b", {n, -1});
+  auto x = copy_of(b);
+  BandedCholesky cholesky;
+  raise_if_error(cholesky.factor(n, band_rows.shape(1) - 1, band_rows.data()));
+  cholesky.solve_forward(b.shape(1), x.mutable_data(), b.shape(1));
+  cholesky.solve_backward(b.shape(1), x.mutable_data(), b.shape(1));
+  return x;
+}
+
 }  // namespace
 
 void bind_linalg(py::module_& m) {
   m.def("gemm", &gemm_binding, py::arg("a"), py::arg("b"), py::arg("trans_a") = false, py::arg("trans_b") = false,
         py::arg("alpha") = 1.0f, py::arg("beta") = 0.0f, py::arg("c") = py::none(), py::arg("bias") = py::none(),
         py::arg("relu") = false, py::arg("relu_mask") = py::none(), py::arg("reference") = false);
+  m.def("cholesky_solve", &cholesky_solve_binding, py::arg("a"), py::arg("b"));
+  m.def("banded_solve", &banded_solve_binding, py::arg("band_rows"), py::arg("b"));
 }
 
 }  // namespace dvt::bindings

@@ -13,6 +13,7 @@ import numpy as np
 from .. import _native
 from ..errors import InputError
 from .bilinear_field import BilinearField
+from .checks import check_finite
 from .direct import fit_grid
 from .result import Solution
 
@@ -26,6 +27,7 @@ def solve_average(
     """
     for name in unknown:
         raise InputError(f"unknown option {name!r} of solver 'average'; expected grid")
+    check_finite(features)
     views, h, w, channels = features.shape
     ny, nx = fit_grid(coords, grid)
     rows, places = features.reshape(-1, channels), coords.reshape(-1, 2)

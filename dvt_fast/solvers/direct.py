@@ -29,7 +29,8 @@ class DirectOptions:
     passes: 1 is plain least squares; more reweight the rows by 1 / max(1, e / (outlier_threshold * median e))^2, e the
         residual norm, so that outlier tokens lose their say.
     cosine: weigh rows by 1 + C / (2 |y|^2), the quadratic form of MSE + (1 - cos).
-    artifact_ridge: mu, how many rows of "G is zero" (or of the prior) each patch is given.
+    artifact_ridge: mu, how many rows of "G is zero" (or of the prior) each patch is given; None estimates it, as the
+        variance of the residual over that of G, from the second pass on.
     artifacts: a known artifact map [H, W, C] or `ArtifactMap`: subtracted where artifact_ridge is None (the default
         with a map), else the value that artifact_ridge pulls G to.
     solve_artifacts: False keeps G at zero, for clean features from few views of a single image.
@@ -48,9 +49,6 @@ class DirectOptions:
     method: str = "auto"
     tolerance: float = 1e-5
     max_iterations: int = 200
-
-    # Without a prior G is pulled to zero by this many rows: few views tell F and a smooth G badly apart.
-    DEFAULT_RIDGE = 5.0
 
     @classmethod
     def parse(cls, options: dict[str, Any]) -> DirectOptions:
@@ -129,10 +127,9 @@ class DirectStream:
             prior = prior.reshape(h * w, c)
         elif fixed:
             prior = np.zeros((h * w, c), np.float32)
-        ridge = o.artifact_ridge if o.artifact_ridge is not None else DirectOptions.DEFAULT_RIDGE
         nodes, artifacts, info = self._solver.solve(
             smoothness=o.smoothness,
-            artifact_ridge=ridge,
+            artifact_ridge=o.artifact_ridge,
             passes=o.passes,
             outlier_threshold=o.outlier_threshold,
             prior=prior,

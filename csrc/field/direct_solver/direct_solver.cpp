@@ -25,6 +25,8 @@ constexpr float kLargestHalf = 65504.0f;
 constexpr int64_t kMedianViews = 64;
 // Reweighting ends when the weights change by less than this share of their sum.
 constexpr double kSettled = 2e-3;
+// With an automatic ridge: the first pass's, which is also the largest, and the smallest.
+constexpr double kLargestRidge = 5, kSmallestRidge = 0.01;
 
 }  // namespace
 
@@ -133,6 +135,36 @@ bool DirectSolver::reweight(const DirectOptions& options, const float* nodes, co
   return moved > kSettled * total;
 }
 
+// The ridge that the data ask for: the variance of a row's residual over the variance of G (empirical Bayes). Medians
+// over rows and patches, so that outlier tokens do not decide; what G owes to noise alone is taken off.
+double DirectSolver::estimated_ridge(const System& system, const float* artifacts, const float* prior,
+                                     double median_residual) const {
+  std::vector<double> centre(static_cast<size_t>(channels_), 0.0);
+  std::vector<float> value(static_cast<size_t>(channels_)), energy(static_cast<size_t>(patches_));
+  std::vector<double> unshrink(static_cast<size_t>(patches_));
+  const auto deviation = [&](int64_t i, int64_t k) {
+    return (artifacts[i * channels_ + k] - (prior ? prior[i * channels_ + k] : 0.0)) * unshrink[i];
+  };
+  for (int64_t i = 0; i < patches_; ++i)
+    unshrink[i] = 1.0 + system.mu / std::max<double>(system.patch_weights[i], 1e-20);
+  for (int64_t k = 0; k < channels_; ++k) {
+    std::vector<float> column(static_cast<size_t>(patches_));
+    for (int64_t i = 0; i < patches_; ++i) column[i] = static_cast<float>(deviation(i, k));
+    centre[k] = median(std::move(column));
+  }
+  for (int64_t i = 0; i < patches_; ++i) {
+    double sum = 0;
+    for (int64_t k = 0; k < channels_; ++k) {
+      const double d = deviation(i, k) - centre[k];
+      sum += d * d;
+    }
+    energy[i] = static_cast<float>(sum);
+  }
+  const double noise = median_residual * median_residual;
+  const double signal = median(std::move(energy)) - noise / median(system.patch_weights);
+  return signal * kLargestRidge <= noise ? kLargestRidge : std::max(kSmallestRidge, noise / signal);
+}
+
 void DirectSolver::build(const DirectOptions& options, System* system) const {
   const int64_t n = grid_.nodes(), nx = grid_.nx, band = nx + 1, width = band + 1;
   system->band.assign(static_cast<size_t>(n * width), 0.0);
@@ -152,7 +184,6 @@ void DirectSolver::build(const DirectOptions& options, System* system) const {
       }
     }
   system->lambda = options.smoothness;
-  system->mu = options.artifact_ridge;
   for (int64_t i = 0; i < grid_.ny; ++i)
     for (int64_t j = 0; j < nx; ++j) {
       double* row = rows + (i * nx + j) * width + band;
@@ -273,9 +304,19 @@ Status DirectSolver::solve(const DirectOptions& options, const float* prior, flo
   system.patches_rhs.at_least(p * c);
   std::memcpy(system.nodes_rhs.data(), first_nodes_.data(), sizeof(float) * static_cast<size_t>(n * c));
   std::memcpy(system.patches_rhs.data(), first_patches_.data(), sizeof(float) * static_cast<size_t>(p * c));
+  system.mu = options.automatic_ridge ? kLargestRidge : options.artifact_ridge;
   for (int pass = 0; pass < options.passes; ++pass) {
-    if (pass > 0 && !reweight(options, nodes, artifacts, &system, report)) break;
+    if (pass > 0) {
+      bool moved = reweight(options, nodes, artifacts, &system, report);
+      if (options.automatic_ridge && !options.fix_artifacts) {
+        const double mu = estimated_ridge(system, artifacts, prior, report->median_residual);
+        moved = moved || std::max(mu, system.mu) > 2 * std::min(mu, system.mu);
+        if (moved) system.mu = mu;
+      }
+      if (!moved) break;
+    }
     report->passes = pass + 1;
+    report->artifact_ridge = system.mu;
     build(options, &system);
     if (prior) {
       // Solve for G - G0: what the prior explains leaves the right-hand side.
