@@ -24,6 +24,7 @@ class Bar:
             BarColumn(),
             TextColumn("{task.fields[detail]}"),
             TimeRemainingColumn(),
+            TextColumn("left"),
             console=console,
             transient=True,
             redirect_stdout=False,  # results go to stdout unchanged

@@ -1,0 +1,123 @@
+"""What the build promises: kernels that stay within their instruction set, and a core free of Python and torch."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dvt_fast import _native
+
+ROOT = Path(__file__).parents[1]
+CSRC = ROOT / "csrc"
+FOREIGN = re.compile(r"^(Python\.h|pybind11/|torch/|ATen/|c10/|cuda|cublas|nv)")
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory) -> Path:
+    """The build folder of this interpreter (`make build`), brought up to date; without one the core is built here."""
+    folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+    if not (folder / "build.ninja").is_file():
+        folder = tmp_path_factory.mktemp("build")
+        configure = ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
+        subprocess.run(configure, check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", folder, "--target", "dvt_core"], check=True, capture_output=True)
+    return folder
+
+
+def symbols(path: Path, *options: str) -> list[tuple[str, str]]:
+    """(type letter, demangled name) of each symbol of an object or archive."""
+    out = subprocess.run(["nm", "-C", *options, path], check=True, capture_output=True, text=True).stdout
+    return [(m[1], m[2]) for m in re.finditer(r"^[0-9a-f ]* ([A-Za-z]) (.*)$", out, re.M)]
+
+
+@pytest.mark.parametrize("isa", _native.built_isas())
+def test_kernel_objects_export_only_their_own_namespace(build, isa):
+    """A weak symbol (an inline function, a template) compiled for AVX-512 could become everyone's copy at link time."""
+    objects = sorted(build.glob(f"CMakeFiles/dvt_kernels_{isa}.dir/**/*.o"))
+    assert len(objects) == len(list(CSRC.rglob("*_kernels.cpp")))
+    for path in objects:
+        exported = [(kind, name) for kind, name in symbols(path, "--defined-only") if kind.isupper() or kind in "uvw"]
+        exported = [(kind, name) for kind, name in exported if kind != "N"]
+        assert exported, path
+        for kind, name in exported:
+            assert kind not in "WVuvw", f"{path.name}: {name} is weak"
+            assert name.startswith(f"dvt::{isa}::") or f" dvt::{isa}::" in name, f"{path.name}: {name} is exported"
+
+
+def test_weak_symbols_are_seen(tmp_path):
+    """The check above would notice: an inline function of external linkage is weak."""
+    (tmp_path / "a.cpp").write_text(
+        "namespace dvt { inline int twice(int x) { return 2 * x; } int (*use)(int) = twice; }"
+    )
+    compiler = os.environ.get("CXX", "c++")
+    subprocess.run([compiler, "-c", "a.cpp", "-o", "a.o"], cwd=tmp_path, check=True)
+    assert ("W", "dvt::twice(int)") in symbols(tmp_path / "a.o")
+
+
+def test_core_needs_neither_python_nor_torch(build):
+    undefined = {name for kind, name in symbols(build / "libdvt_core.a", "--undefined-only") if kind == "U"}
+    assert "pthread_atfork" in undefined or "malloc" in undefined or "free" in undefined  # nm showed something
+    foreign = [name for name in undefined if re.match(r"_?Py[A-Z_]|(torch|at|c10|pybind11)::|cu[A-Z]|cuda[A-Z]", name)]
+    assert not foreign
+
+
+def test_module_links_only_the_system():
+    out = subprocess.run(["readelf", "-d", _native.__file__], check=True, capture_output=True, text=True).stdout
+    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", out)
+    assert needed
+    allowed = re.compile(r"(libstdc\+\+|libgcc_s|libm|libc|libpthread|ld-linux.*|libc\+\+|libasan|libubsan)\.so")
+    assert [name for name in needed if not allowed.match(name)] == []
+
+
+def includes(path: Path) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', path.read_text(), re.M)
+
+
+@pytest.mark.parametrize("folder", [p.name for p in sorted(CSRC.iterdir()) if p.is_dir() and p.name != "bindings"])
+def test_no_foreign_header_is_reached(folder):
+    """Follows every include from the folder's sources; what is not in csrc must be a system header."""
+    pending = [p for p in (CSRC / folder).rglob("*") if p.suffix in (".h", ".hpp", ".cpp", ".c")]
+    assert pending or not any((CSRC / folder).rglob("*.*"))
+    seen: set[Path] = set()
+    while pending:
+        path = pending.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for name in includes(path):
+            assert not FOREIGN.match(name), f"{path.relative_to(ROOT)} includes {name}"
+            for candidate in (CSRC / name, path.parent / name):
+                if candidate.is_file():
+                    assert "bindings" not in candidate.relative_to(CSRC).parts, f"{path} includes {name}"
+                    pending.append(candidate.resolve())
+                    break
+    assert not [path for path in seen if FOREIGN.match(path.name)]
+
+
+def with_isa(isa: str, code: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"DVT_FAST_ISA": isa}
+    run = [sys.executable, "-c", f"import numpy as np\nfrom dvt_fast import _native\n{code}"]
+    return subprocess.run(run, capture_output=True, text=True, env=env, cwd=ROOT)
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+def test_environment_forces_an_instruction_set(isa):
+    done = with_isa(isa, "print(_native.active_isa())")
+    problem = _native.isa_problem(isa)
+    if problem:
+        assert f"InputError: instruction set '{isa}' cannot be used here: {problem}" in done.stderr
+    else:
+        assert done.stdout == f"{isa}\n", done.stderr
+
+
+def test_unknown_instruction_set_is_an_error_and_nothing_runs():
+    done = with_isa("avx3", "_native.gemm(np.ones((2, 2), np.float32), np.ones((2, 2), np.float32))")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("DVT_FAST_ISA must be generic, avx2 or avx512, got 'avx3'")
+
+
+def test_empty_value_is_the_default():
+    assert with_isa("", "print(_native.active_isa())").stdout == f"{_native.active_isa()}\n"

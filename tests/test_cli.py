@@ -1,0 +1,284 @@
+"""The command line: what it writes, what it says, and how it fails: one clear line, an exit code, no partial files."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+import dvt_fast
+from dvt_fast import Decomposition
+from dvt_fast.cli import main
+from dvt_fast.cli.app import app
+from dvt_fast.cli.decompose import output_stems
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--vit", "vit_tiny_patch16_224", "--weights", "random", "--size", "64", "--views", "realtime"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with two good images of different shapes."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, shape in (("a.jpg", (60, 80, 3)), ("b.png", (90, 70, 3))):
+        Image.fromarray(rng.integers(0, 255, shape, np.uint8)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capfd, tmp_path):
+    """Runs the program in this process, as its entry point does: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dvt-fast", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return run
+
+
+def test_folder_of_images(run, photos, tmp_path):
+    code, out, err = run("decompose", photos, *TINY, "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.png", "a.safetensors", "b.png", "b.safetensors"]
+    assert out.splitlines()[0].startswith(f"{photos}/a.jpg: {tmp_path}/out/a.png and a.safetensors (")
+    d = Decomposition.load(tmp_path / "out" / "a.safetensors")
+    assert d.raw.shape == (4, 4, 192) and d.meta["vit"]["weights"] == "random, seed 0"
+    np.testing.assert_allclose(d.semantics + d.artifacts + d.residual, d.raw, atol=1e-4)
+    with Image.open(tmp_path / "out" / "b.png") as picture:
+        assert picture.height > 500
+
+
+def test_options_reach_the_solver(run, photos, tmp_path):
+    options = [
+        "--views",
+        3,
+        "--layer",
+        2,
+        "--no-norm",
+        "--stride",
+        8,
+        "--seed",
+        7,
+        "-o",
+        "passes=1",
+        "-o",
+        "grid=[5,6]",
+    ]
+    code, _, err = run("decompose", photos / "a.jpg", *TINY, *options, "--patch", "1,2", "--threads", 1)
+    assert code == 0, err
+    d = Decomposition.load(tmp_path / "out" / "a.safetensors")
+    assert d.raw.shape == (7, 7, 192)
+    assert d.meta["vit"] | {"layer": 2, "norm": "none", "stride": [8, 8]} == d.meta["vit"]
+    assert (d.meta["solver"], d.meta["views"], d.meta["seed"]) == ("direct", 4, 7)
+    assert d.meta["options"] == {"passes": 1, "grid": [5, 6]}
+    assert load_file(tmp_path / "out" / "a.safetensors")["field.nodes"].shape == (5, 6, 192)
+    dvt_fast.set_num_threads(0)
+
+
+@pytest.mark.parametrize("solver, options", [("average", []), ("hashgrid", ["-o", "steps=20"])])
+def test_other_solvers(run, photos, tmp_path, solver, options):
+    code, _, err = run("decompose", photos / "a.jpg", *TINY, "--solver", solver, *options)
+    assert code == 0, err
+    d = Decomposition.load(tmp_path / "out" / "a.safetensors")
+    assert d.meta["solver"] == solver and np.isfinite(d.query([[0.5, 0.5]])).all()
+
+
+def test_json_is_one_object_a_line(run, photos, tmp_path):
+    (photos / "c.png").write_bytes(b"")
+    code, out, err = run("decompose", photos / "*.*g", *TINY, "--json")
+    good, _, bad = (json.loads(line) for line in out.splitlines())
+    assert code == 1 and "c.png" in err
+    assert good["shape"] == [4, 4, 192] and good["seconds"] > 0
+    assert Path(good["features"]).is_file() and Path(good["picture"]).is_file()
+    assert bad["image"].endswith("c.png") and "empty" in bad["error"]
+
+
+def test_bad_images_do_not_stop_the_others(run, photos, tmp_path):
+    (photos / "0empty.jpg").write_bytes(b"")
+    (photos / "0text.png").write_text("no image")
+    (photos / "0cut.jpg").write_bytes((photos / "a.jpg").read_bytes()[:600])
+    code, out, err = run("decompose", photos, *TINY)
+    assert code == 1 and len(out.splitlines()) == 2
+    assert sorted(os.listdir("out")) == ["a.png", "a.safetensors", "b.png", "b.safetensors"]
+    lines = err.splitlines()
+    assert lines[0] == "3 of 5 images failed:" and len(lines) == 4
+    for line, name in zip(lines[1:], ("0cut.jpg", "0empty.jpg", "0text.png")):
+        assert line.startswith(f"  {photos}/{name}: ")
+
+
+def test_an_unexpected_failure_is_reported_like_any_other(run, photos, monkeypatch):
+    def fail_on_a(image, *args, **kwargs):
+        raise RuntimeError("not enough\nmemory")
+
+    monkeypatch.setattr("dvt_fast.stage1.decompose", fail_on_a)
+    monkeypatch.setattr("dvt_fast.decompose", fail_on_a, raising=False)
+    code, _, err = run("decompose", photos / "a.jpg", *TINY)
+    assert code == 1 and "a.jpg: RuntimeError: not enough memory (--debug shows where)" in err
+    assert CliRunner().invoke(app, ["decompose", str(photos / "a.jpg"), *TINY, "--debug"]).exc_info[0] is RuntimeError
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["nowhere.jpg"], "nowhere.jpg: no such file or folder"),
+        (["empty"], "no images found in empty"),
+        (["photos", "--vit", "vit_tinny_patch16_224"], "unknown ViT 'vit_tinny_patch16_224'; near it: vit_tiny"),
+        (["photos", "--weights", "none.pth"], "none.pth: no such file"),
+        (["photos", "--weights", "other.safetensors"], "other.safetensors: does not fit vit_tiny_patch16_224: missing"),
+        (["photos", "--weights", "text.pth"], "text.pth: "),
+        (["photos", "--size", "65"], "size 65 does not fit patches of 16"),
+        (["photos", "--stride", "17"], "stride must be at most the patch size 16"),
+        (["photos", "--layer", "12"], "layer must be from -12 to 11"),
+        (["photos", "--views", "many"], "unknown view plan 'many'; expected a number or one of realtime, fast, paper"),
+        (["photos", "--views", "0"], "a view plan needs at least 1 crop"),
+        (["photos", "--patch", "4,0"], "--patch 4,0 is outside the 4 x 4 patches"),
+        (["photos", "--out", "text.pth"], "text.pth: is a file, expected a folder to write to"),
+        (["photos", "--out", "text.pth/out"], "text.pth/out: cannot be written to: Not a directory"),
+        (["photos", "--out", "/proc/out"], "/proc/out: cannot be written to: No such file or directory"),
+    ],
+)
+def test_what_fails_for_every_image_is_one_line(run, photos, tmp_path, args, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.pth").write_text("no weights")
+    save_file({"x": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    code, out, err = run("decompose", *TINY, *args)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {message}") and err.count("\n") == 1
+    assert not (tmp_path / "out").exists() or not os.listdir(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--size", "64by64"],
+        ["--patch", "3"],
+        ["-o", "steps"],
+        ["--solver", "magic"],
+        ["--threads", "-1"],
+        ["--nonsense"],
+    ],
+)
+def test_wrong_usage(run, photos, args):
+    code, _, err = run("decompose", photos, *TINY, *args)
+    assert code == 2 and args[0].lstrip("-")[0] in err
+
+
+def test_folder_without_permission(run, photos, tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    (tmp_path / "out").mkdir(mode=0o555)
+    code, _, err = run("decompose", photos, *TINY)
+    assert code == 1 and err == "error: out: cannot be written to: Permission denied\n"
+
+
+@pytest.mark.parametrize("limit, file", [(1_000, "a.safetensors"), (60_000, "a.png")])
+def test_full_disk(run, photos, tmp_path, limit, file):
+    """A limit on the size of files stands for the full disk; the second lets the features pass and not the picture."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        code, _, err = run("decompose", photos, *TINY, "-o", "grid=2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, err) == (1, f"error: out/{file}: cannot be written: File too large\n")
+    assert os.listdir(tmp_path / "out") == []
+
+
+def test_ctrl_c_stops_cleanly(photos, tmp_path):
+    for i in range(30):
+        (photos / f"c{i:02}.png").symlink_to(photos / "b.png")
+    command = [sys.executable, "-m", "dvt_fast.cli", "decompose", str(photos), *TINY, "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert "a.png" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert (process.returncode, err) == (130, "stopped; the files written so far are whole\n")
+    written = sorted(os.listdir(tmp_path / "out"))
+    assert 2 <= len(written) < 64 and not [name for name in written if name.startswith(".")]
+    for name in written:
+        if name.endswith(".safetensors"):
+            Decomposition.load(tmp_path / "out" / name)
+        else:
+            Image.open(tmp_path / "out" / name).load()
+
+
+def test_names_are_distinct_and_spare_the_inputs(tmp_path):
+    images = [
+        Path("x/a.jpg"),
+        Path("y/a.png"),
+        Path("y/A.png"),
+        Path("a-2.jpg"),
+        tmp_path / "b.png",
+        Path("c.tar.gz.png"),
+    ]
+    stems = output_stems(images, tmp_path)
+    assert stems == ["a", "a-2", "A-3", "a-2-2", "b-2", "c.tar.gz"]
+
+
+def test_two_images_of_one_name(run, photos, tmp_path):
+    Image.open(photos / "b.png").save(photos / "a.png")
+    before = (photos / "a.png").read_bytes()
+    code, _, err = run("decompose", photos / "a.jpg", photos / "a.png", *TINY, "--out", photos)
+    assert code == 0, err
+    assert (photos / "a.png").read_bytes() == before
+    assert {"a-2.png", "a-2.safetensors", "a-3.png", "a-3.safetensors"} <= set(os.listdir(photos))
+
+
+def test_a_forced_instruction_set_that_is_none(photos):
+    command = [sys.executable, "-m", "dvt_fast.cli", "decompose", str(photos), *TINY]
+    env = os.environ | {"DVT_FAST_ISA": "mmx"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 1
+    assert done.stderr == "error: cpu: DVT_FAST_ISA must be generic, avx2 or avx512, got 'mmx'\n"
+
+
+def test_version_and_help(run):
+    assert run("--version")[1] == f"dvt-fast {dvt_fast.__version__}\n"
+    code, out, _ = run("--help")
+    assert code == 0 and "decompose" in out and "doctor" in out
+
+
+def test_doctor(run):
+    code, out, err = run("doctor", "--json")
+    report = json.loads(out)
+    assert (code, err) == (0, "")
+    assert report["dvt_fast"] == dvt_fast.__version__ and report["threads"] == dvt_fast.get_num_threads()
+    cpu = report["backends"][0]
+    assert cpu["available"] and cpu["instruction_sets"][cpu["active"]] == ""
+    assert report["packages"]["numpy"] == np.__version__
+    text = run("doctor")[1]
+    assert f"instruction set {cpu['active']}" in text and np.__version__ in text
+
+
+def test_doctor_says_what_is_missing(run, monkeypatch):
+    from dvt_fast.cli import doctor
+
+    monkeypatch.setattr(doctor, "PACKAGES", doctor.PACKAGES | {"no-such-package": ("something", "vit")})
+    code, out, _ = run("doctor")
+    assert code == 0 and "no-such-package (for something): pip install 'dvt-fast[vit]'" in out
+
+
+def test_doctor_where_nothing_can_run():
+    command = [sys.executable, "-m", "dvt_fast.cli", "doctor"]
+    env = os.environ | {"DVT_FAST_ISA": "mmx"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 1 and done.stderr == ""
+    assert "cpu: DVT_FAST_ISA must be generic, avx2 or avx512, got 'mmx'" in done.stdout

@@ -1,0 +1,63 @@
+"""Every command and example in the documents works as printed.
+
+Blocks marked `sh` and `python` are run, in one folder a document, from top to bottom; blocks marked `text` are not. A
+line that calls make is checked with `make -n`, because it would start these very tests.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(document: Path) -> list[tuple[str, str]]:
+    """(language, content) of each fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", document.read_text(), re.M | re.S)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_blocks_run(document, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    picture = image.effect_mandelbrot((160, 120), (-2, -1.2, 1, 1.2), 50).convert("RGB")
+    (tmp_path / "photos").mkdir()
+    for name in ("photo.jpg", "photos/one.jpg", "photos/two.png"):
+        picture.save(tmp_path / name)
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    python = "import dvt_fast\n"  # names of one block are known in the next
+    for language, content in blocks(document):
+        assert language in ("sh", "python", "text"), f"a block of {document.name} has no language, or an unknown one"
+        if language == "sh":
+            for line in content.splitlines():
+                command, cwd = (f"make -n {line[5:]}", ROOT) if line.startswith("make ") else (line, tmp_path)
+                done = subprocess.run(["bash", "-euc", command], cwd=cwd, env=env, capture_output=True, text=True)
+                assert done.returncode == 0, f"{line}\n{done.stderr}"
+        elif language == "python":
+            python += content
+            done = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, env=env, capture_output=True, text=True)
+            assert done.returncode == 0, f"{content}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+def test_links_lead_to_files(document):
+    for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
+        assert target.startswith("https://") or (document.parent / target).is_file(), target
+
+
+def test_options_in_the_table_exist():
+    from typer.testing import CliRunner
+
+    from dvt_fast.cli.app import app
+
+    shown = set(re.findall(r"--[a-z-]+", "".join(re.findall(r"^\|.*$", (ROOT / "README.md").read_text(), re.M))))
+    text = CliRunner().invoke(app, ["decompose", "--help"], env={"COLUMNS": "300"}).output
+    assert len(shown) > 5 and not [option for option in shown if f"{option} " not in text]
+
+
+def test_picture_is_there_and_small():
+    assert 50_000 < (ROOT / "docs" / "decomposition.png").stat().st_size < 600_000
