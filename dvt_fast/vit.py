@@ -10,9 +10,6 @@ from __future__ import annotations
 import difflib
 import math
 import os
-import socket
-import urllib.parse
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +76,7 @@ class ViT:
         self.size = _pair(patch_embed.img_size if size is None else size, "size")
         self.stride = self.patch_size if stride is None else _pair(stride, "stride")
         self.grid = _grid(self.size, self.patch_size, self.stride)
-        _set_grid(self.model, self.grid, self.stride, name)
+        _set_grid(self.model, self.grid, self.stride)
 
         self.depth = len(self.model.blocks)
         if isinstance(layer, bool) or not isinstance(layer, int) or not -self.depth <= layer < self.depth:
@@ -255,6 +252,10 @@ def _from_hub(name: str, tags: list[str]) -> Any:
 
 
 def _reachable(endpoint: str) -> bool:
+    import socket  # these three take longer to import than the rest of this file
+    import urllib.parse
+    import urllib.request
+
     if urllib.request.getproxies():
         return True  # a proxy may know a way that we cannot test
     url = urllib.parse.urlsplit(endpoint)
@@ -272,23 +273,20 @@ def _check_plain(model: Any, name: str) -> None:
     proj = getattr(patch_embed, "proj", None)
     plain = (
         isinstance(proj, torch.nn.Conv2d)
-        and proj.kernel_size == proj.stride == tuple(patch_embed.patch_size)
+        and proj.kernel_size == proj.stride == tuple(getattr(patch_embed, "patch_size", ()))
         and hasattr(model, "blocks")
-        and (hasattr(model, "norm") or hasattr(model, "neck"))
+        and (hasattr(model, "neck") or (hasattr(model, "norm") and hasattr(model, "set_input_size")))
         and hasattr(model, "forward_intermediates")
         and {(i["reduction"], i["num_chs"]) for i in model.feature_info} == {(max(proj.stride), proj.out_channels)}
     )
     if not plain:
-        raise InputError(f"{name} ({type(model).__name__}) is not a plain ViT: it has no single grid of patches")
+        raise InputError(f"{name} ({type(model).__name__}) is not a plain ViT: no single grid of patches of any size")
 
 
-def _set_grid(model: Any, grid: tuple[int, int], stride: tuple[int, int], name: str) -> None:
+def _set_grid(model: Any, grid: tuple[int, int], stride: tuple[int, int]) -> None:
     patch_embed = model.patch_embed
-    if grid != tuple(patch_embed.grid_size):
-        if hasattr(model, "set_input_size"):
-            model.set_input_size(img_size=tuple(g * p for g, p in zip(grid, patch_embed.patch_size, strict=True)))
-        elif not hasattr(model, "neck"):  # SAM resamples in its forward pass
-            raise InputError(f"{name} works at its own size only: {patch_embed.img_size}")
+    if hasattr(model, "set_input_size"):  # SAM, without it, resamples in its forward pass
+        model.set_input_size(img_size=tuple(g * p for g, p in zip(grid, patch_embed.patch_size, strict=True)))
     patch_embed.proj.stride = stride
     patch_embed.img_size = None  # timm's check of the input knows no stride; `features` does it
 

@@ -378,7 +378,9 @@ def test_unknown_name_has_close_matches():
         ViT("vit_small_patch14_dinov2.lvd")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "test_convnext", "swin_tiny_patch4_window7_224", "vit_tiny_r_s16_p8_224"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "test_convnext", "vit_tiny_r_s16_p8_224", "volo_d1_224", "cait_xxs24_224"]
+)
 def test_not_a_plain_vit(name):
     with pytest.raises(InputError, match="not a plain ViT"):
         ViT(name, weights="random")
