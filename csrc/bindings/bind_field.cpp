@@ -172,8 +172,12 @@ class LazyTable {
     std::vector<AdamStep> steps;
     for (size_t s = 0; s < lr.size(); ++s)
       steps.push_back(adam_step_factors(options, lr[s], static_cast<int64_t>(s) + 1));
-    const AdamTable table{entries, static_cast<int>(width), params_.mutable_data(), exp_avg_.mutable_data(),
-                          exp_avg_sq_.mutable_data(), last_step_.zeroed(entries)};
+    const AdamTable table{entries,
+                          static_cast<int>(width),
+                          params_.mutable_data(),
+                          exp_avg_.mutable_data(),
+                          exp_avg_sq_.mutable_data(),
+                          last_step_.zeroed(entries)};
     lazy_ = std::make_unique<LazyAdam>(options, std::move(steps), table, entries);
   }
 

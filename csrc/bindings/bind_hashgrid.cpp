@@ -106,7 +106,8 @@ Array<float> field_query(const HashGrid& grid, const std::vector<int64_t>& width
   check_shape(mlp_params, "field", {field.mlp.n_params()});
   check_shape(coords, "coords", {-1, grid.n_dims});
   if (field.mlp.inputs() != grid.n_outputs())
-    raise_if_error(invalid_argument("the field's MLP must take ", grid.n_outputs(), " inputs, got ", field.mlp.inputs()));
+    raise_if_error(
+        invalid_argument("the field's MLP must take ", grid.n_outputs(), " inputs, got ", field.mlp.inputs()));
   const int64_t n = coords.shape(0);
   auto out = new_array<float>({n, field.mlp.outputs()});
   const float* x = coords.data();
@@ -125,8 +126,9 @@ class Fitter {
     const bool half = is_half(features_, "features");
     check_shape(features_, "features", {-1, -1, -1, -1});
     check_shape(coords_, "coords", {features_.shape(0), features_.shape(1), features_.shape(2), 2});
-    const HashgridProblem problem{features_.data(),   half, coords_.data(), features_.shape(0), features_.shape(1),
-                                  features_.shape(2), features_.shape(3)};
+    const HashgridProblem problem{
+        features_.data(),  half, coords_.data(), features_.shape(0), features_.shape(1), features_.shape(2),
+        features_.shape(3)};
     Status status;
     {
       py::gil_scoped_release release;
@@ -184,8 +186,7 @@ class Fitter {
   }
 
   void set_parameters(const py::dict& arrays) {
-    if (fitter_->step() != 0)
-      raise_if_error(invalid_argument("parameters can be set before the first step only"));
+    if (fitter_->step() != 0) raise_if_error(invalid_argument("parameters can be set before the first step only"));
     for (const auto& [name, size] : sizes()) check_shape(arrays[name].cast<Array<float>>(), name, {size});
     copy(pointers(arrays), current());
   }
@@ -235,10 +236,8 @@ class Fitter {
   }
   void copy(const HashgridParameters& from, const HashgridParameters& to) const {
     const auto all = sizes();
-    const std::pair<const float*, float*> pairs[] = {{from.grid, to.grid},
-                                                     {from.field, to.field},
-                                                     {from.artifacts, to.artifacts},
-                                                     {from.residual, to.residual}};
+    const std::pair<const float*, float*> pairs[] = {
+        {from.grid, to.grid}, {from.field, to.field}, {from.artifacts, to.artifacts}, {from.residual, to.residual}};
     for (size_t i = 0; i < 4; ++i) std::copy_n(pairs[i].first, all[i].second, pairs[i].second);
   }
   static py::dict as_dict(const Losses& losses) {
@@ -284,15 +283,16 @@ void bind_hashgrid(py::module_& m) {
            py::arg("per_level_scale"))
       .def_property_readonly("n_params", &HashGrid::n_params)
       .def_property_readonly("n_output_dims", &HashGrid::n_outputs)
-      .def_property_readonly("levels",
-                             [](const HashGrid& grid) {
-                               py::list levels;
-                               for (int l = 0; l < grid.n_levels; ++l) {
-                                 const HashGridLevel& level = grid.levels[l];
-                                 levels.append(py::make_tuple(level.scale, level.resolution, level.entries, level.offset));
-                               }
-                               return levels;
-                             })
+      .def_property_readonly(
+          "levels",
+          [](const HashGrid& grid) {
+            py::list levels;
+            for (int l = 0; l < grid.n_levels; ++l) {
+              const HashGridLevel& level = grid.levels[l];
+              levels.append(py::make_tuple(level.scale, level.resolution, level.entries, level.offset));
+            }
+            return levels;
+          })
       .def("forward", &forward, py::arg("coords"), py::arg("params"), py::arg("reference") = false)
       .def("backward_params", &backward_params, py::arg("coords"), py::arg("d_out"))
       .def("backward_coords", &backward_coords, py::arg("coords"), py::arg("params"), py::arg("d_out"))

@@ -121,9 +121,9 @@ class HashgridFitter {
   LazyAdam grid_adam_;
 
   // Of one step, for N = batch samples.
-  Buffer<int64_t> samples_;                               // [N]
-  Buffer<int32_t> patch_, patch_order_;                   // [N], [N + H W + 1]
-  Buffer<uint32_t> indices_;                              // [L, N, 4]
+  Buffer<int64_t> samples_;                                 // [N]
+  Buffer<int32_t> patch_, patch_order_;                     // [N], [N + H W + 1]
+  Buffer<uint32_t> indices_;                                // [L, N, 4]
   Buffer<float> coords_, weights_, encoding_, d_encoding_;  // [N, 2], [L, N, 4], [N, L F]
   Buffer<float> hidden_, residual_hidden_, d_hidden_;
   Buffer<float> raw_, base_, h_, d_base_, d_h_;  // [N, C]

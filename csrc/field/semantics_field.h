@@ -8,9 +8,9 @@ namespace dvt {
 
 struct SemanticsField {
   HashGrid grid;
-  MlpShape mlp;               // [L * F, hidden, C]
-  const float* grid_params;   // [entries, F]
-  const float* mlp_params;    // [mlp.n_params()]
+  MlpShape mlp;              // [L * F, hidden, C]
+  const float* grid_params;  // [entries, F]
+  const float* mlp_params;   // [mlp.n_params()]
 
   // coords [N, 2] -> out [N, C].
   void query(const float* coords, int64_t n, float* out) const;

@@ -21,7 +21,10 @@ def growth(base_resolution: int, max_resolution: int, n_levels: int) -> float:
 
 @dataclass(frozen=True)
 class HashGridField:
-    """grid: float32 [entries * F]; mlp: float32, W_0, b_0, W_1, b_1 one after another, W_i [widths[i + 1], widths[i]]."""
+    """grid: float32 [entries * F]. mlp: float32, W_0, b_0, W_1, b_1 in one array, W_i [widths[i + 1], widths[i]].
+
+    config: the keys of `GRID_KEYS`.
+    """
 
     grid: np.ndarray
     mlp: np.ndarray

@@ -104,7 +104,7 @@ def solve_hashgrid(
     progress: Callable[[int, int, str], Any] | None = None,
     **options: Any,
 ) -> Solution:
-    """features float32 or float16 [V, H, W, C] and coords float32 [V, H, W, 2], contiguous; the last view is the whole image.
+    """features: float32 or float16 [V, H, W, C]; coords: float32 [V, H, W, 2]; contiguous, the whole image last.
 
     progress: called as progress(done, steps, "steps") every few steps; returning False stops the fit with `Cancelled`,
     and so does Ctrl-C with KeyboardInterrupt. Raises `NonFiniteError`, naming the view of a NaN or infinity in the

@@ -31,7 +31,11 @@ void adam_update(const AdamOptions& options, AdamStep step, int64_t n, const flo
 }
 
 LazyAdam::LazyAdam(const AdamOptions& options, std::vector<AdamStep> steps, AdamTable table, int64_t max_count)
-    : constants_(options), steps_(std::move(steps)), table_(table), max_count_(max_count), histogram_(steps_.size() + 2) {
+    : constants_(options),
+      steps_(std::move(steps)),
+      table_(table),
+      max_count_(max_count),
+      histogram_(steps_.size() + 2) {
   order_.at_least(max_count);
 }
 

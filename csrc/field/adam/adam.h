@@ -83,9 +83,8 @@ struct AdamKernels {
   // One block of `count` entries (`count * width <= block_floats`) to the end of `step`; grads [count, width], when not
   // null, are those of `step` itself, and every earlier missed gradient is zero. The entries of the block that comes
   // next, when not null, are prefetched meanwhile.
-  void (*replay)(const AdamConstants& constants, const AdamStep* steps, const AdamTable& table,
-                 const uint32_t* entries, int count, const float* grads, int32_t step, const uint32_t* next,
-                 int next_count);
+  void (*replay)(const AdamConstants& constants, const AdamStep* steps, const AdamTable& table, const uint32_t* entries,
+                 int count, const float* grads, int32_t step, const uint32_t* next, int next_count);
 };
 DVT_DECLARE_KERNELS(AdamKernels, adam_kernels)
 

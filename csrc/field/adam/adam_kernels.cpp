@@ -32,8 +32,8 @@ DVT_INLINE void one_step(const AdamConstants& k, AdamStep step, vfloat grad, vfl
   p = p + broadcast(-step.step_size) * m / (root + k.eps);
 }
 
-void update(const AdamConstants& constants, AdamStep step, int64_t n, const float* grads, float* params,
-            float* exp_avg, float* exp_avg_sq) {
+void update(const AdamConstants& constants, AdamStep step, int64_t n, const float* grads, float* params, float* exp_avg,
+            float* exp_avg_sq) {
   for (int64_t i = 0; i < n; i += kLanes) {
     const int lanes = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
     if (lanes == kLanes) {

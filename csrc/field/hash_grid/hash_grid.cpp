@@ -23,7 +23,8 @@ Status make_hash_grid(const HashGridConfig& config, HashGrid* grid) {
     return invalid_argument("n_features_per_level must be 1, 2, 4 or 8, got ", f);
   if (config.log2_hashmap_size < 3 || config.log2_hashmap_size > 26)
     return invalid_argument("log2_hashmap_size must be 3 to 26, got ", config.log2_hashmap_size);
-  if (config.base_resolution < 2) return invalid_argument("base_resolution must be at least 2, got ", config.base_resolution);
+  if (config.base_resolution < 2)
+    return invalid_argument("base_resolution must be at least 2, got ", config.base_resolution);
   if (!(config.per_level_scale >= 1.0f))
     return invalid_argument("per_level_scale must be at least 1, got ", config.per_level_scale);
 

@@ -117,12 +117,12 @@ void forward(const HashGrid& grid, const float* params, const uint32_t* indices,
              int64_t begin, int64_t end, float* out) {
   DVT_FOR_FEATURES(forward_of, params, indices, weights, n, begin, end, out)
 }
-void backward_params(const HashGrid& grid, const float* d_out, const uint32_t* indices, const float* weights,
-                     int64_t n, int level, float* d_params) {
+void backward_params(const HashGrid& grid, const float* d_out, const uint32_t* indices, const float* weights, int64_t n,
+                     int level, float* d_params) {
   DVT_FOR_FEATURES(backward_params_of, d_out, indices, weights, n, level, d_params)
 }
-void backward_coords(const HashGrid& grid, const float* params, const float* coords, const float* d_out,
-                     int64_t begin, int64_t end, float* d_coords) {
+void backward_coords(const HashGrid& grid, const float* params, const float* coords, const float* d_out, int64_t begin,
+                     int64_t end, float* d_coords) {
   DVT_FOR_FEATURES(backward_coords_of, params, coords, d_out, begin, end, d_coords)
 }
 

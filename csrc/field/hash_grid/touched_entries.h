@@ -25,8 +25,8 @@ class TouchedEntries {
  private:
   HashGrid grid_;
   int64_t max_count_ = 0, count_ = 0;
-  int64_t first_[kMaxHashGridLevels + 1];       // where a level's list starts before the lists are joined
-  Buffer<int32_t> slot_of_entry_;               // [entries], -1 where untouched
+  int64_t first_[kMaxHashGridLevels + 1];  // where a level's list starts before the lists are joined
+  Buffer<int32_t> slot_of_entry_;          // [entries], -1 where untouched
   Buffer<uint32_t> lists_, entries_, slots_;
 };
 

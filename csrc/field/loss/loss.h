@@ -31,8 +31,8 @@ struct Losses {
 // base, raw, d_base [N, C]; residual, d_residual [N, C] or null (first phase); rows: a workspace of 4 N floats.
 Losses loss_forward_backward(const LossWeights& weights, const float* base, const float* residual, const float* raw,
                              int64_t n, int64_t channels, float* rows, float* d_base, float* d_residual);
-Losses loss_reference(const LossWeights& weights, const float* base, const float* residual, const float* raw,
-                      int64_t n, int64_t channels, double* d_base, double* d_residual);
+Losses loss_reference(const LossWeights& weights, const float* base, const float* residual, const float* raw, int64_t n,
+                      int64_t channels, double* d_base, double* d_residual);
 
 constexpr float kCosineEps = 1e-8f;
 

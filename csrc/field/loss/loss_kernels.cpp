@@ -30,7 +30,8 @@ void row_of(const LossWeights& weights, float unit, const float* base, const flo
   }
   const float per_channel = 1.0f / static_cast<float>(channels);
   const float x_norm = __builtin_sqrtf(sum(x_square)), y_norm = __builtin_sqrtf(sum(y_square));
-  const float x_length = x_norm > kCosineEps ? x_norm : kCosineEps, y_length = y_norm > kCosineEps ? y_norm : kCosineEps;
+  const float x_length = x_norm > kCosineEps ? x_norm : kCosineEps,
+              y_length = y_norm > kCosineEps ? y_norm : kCosineEps;
   const float cosine = sum(dot) / (x_length * y_length);
   sums[0] = sum(error) * per_channel;
   sums[1] = 1.0f - cosine;

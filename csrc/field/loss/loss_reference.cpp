@@ -6,8 +6,8 @@
 
 namespace dvt {
 
-Losses loss_reference(const LossWeights& weights, const float* base, const float* residual, const float* raw,
-                      int64_t n, int64_t channels, double* d_base, double* d_residual) {
+Losses loss_reference(const LossWeights& weights, const float* base, const float* residual, const float* raw, int64_t n,
+                      int64_t channels, double* d_base, double* d_residual) {
   Losses losses;
   const double samples = static_cast<double>(n), elements = samples * static_cast<double>(channels);
   const double floor = kCosineEps, scale = weights.scale;

@@ -19,7 +19,8 @@ void mlp_reference(const MlpShape& shape, const float* params, const float* x, c
       y.assign(layer + inputs * outputs, layer + (inputs + 1) * outputs);
       for (int64_t o = 0; o < outputs; ++o) {
         for (int64_t k = 0; k < inputs; ++k)
-          y[static_cast<size_t>(o)] += static_cast<double>(layer[o * inputs + k]) * value[static_cast<size_t>(i)][static_cast<size_t>(k)];
+          y[static_cast<size_t>(o)] +=
+              static_cast<double>(layer[o * inputs + k]) * value[static_cast<size_t>(i)][static_cast<size_t>(k)];
         if (i + 1 < shape.n_layers) y[static_cast<size_t>(o)] = std::max(y[static_cast<size_t>(o)], 0.0);
       }
       layer += (inputs + 1) * outputs;
