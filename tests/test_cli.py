@@ -149,6 +149,8 @@ def test_an_unexpected_failure_is_reported_like_any_other(run, photos, monkeypat
         (["photos", "--layer", "12"], "layer must be from -12 to 11"),
         (["photos", "--views", "many"], "unknown view plan 'many'; expected a number or one of realtime, fast, paper"),
         (["photos", "--views", "0"], "a view plan needs at least 1 crop"),
+        (["photos", "-o", "stesp=3"], "unknown option 'stesp' of solver 'direct'; expected one of grid, smoothness"),
+        (["photos", "-o", "stesp=3", "--solver", "hashgrid"], "unknown option 'stesp' of solver 'hashgrid'"),
         (["photos", "--patch", "4,0"], "--patch 4,0 is outside the 4 x 4 patches"),
         (["photos", "--out", "text.pth"], "text.pth: is a file, expected a folder to write to"),
         (["photos", "--out", "text.pth/out"], "text.pth/out: cannot be written to: Not a directory"),

@@ -14,6 +14,7 @@ import typer
 
 from ..backends import backends, set_num_threads
 from ..errors import Cancelled, DvtError, InputError, OutputError
+from ..extras import require
 from ..files import check_folder, write_whole
 from .progress import Bar
 
@@ -68,8 +69,8 @@ def command(
             paths, as_json=as_json, debug=debug, out=out, threads=threads,
             vit_options={"name": vit, "weights": weights, "size": _size(size), "layer": layer, "norm": norm,
                          "stride": stride},
-            options={"views": int(views) if views.isdecimal() else views, "solver": solver.value, "seed": seed,
-                     **_solver_options(option or [])},
+            options={"views": int(views) if views.isdecimal() else views, "solver": solver.value, "seed": seed},
+            solver_options=_solver_options(option or []),
             patch=_pair(patch, ",", "--patch") if patch else None,
         )  # fmt: skip
     except (KeyboardInterrupt, Cancelled):
@@ -90,17 +91,25 @@ def _run(
     threads: int,
     vit_options: dict[str, Any],
     options: dict[str, Any],
+    solver_options: dict[str, Any],
     patch: tuple[int, int] | None,
 ) -> tuple[list[tuple[Path, str]], int]:
     """Decompose every image; returns the failures, each with its reason, and the number of images."""
     from ..images import find_images
+    from ..solvers.direct import DirectOptions
+    from ..solvers.hashgrid import HashgridOptions
     from ..views import plan_boxes
 
     # What would fail for every image fails here, once, and before torch takes its seconds to import.
+    require("PIL.Image", "vit")
     for backend in backends():
         if not backend.available:
             raise DvtError(f"{backend.name}: {backend.reason}")
     plan_boxes(options["views"], options["seed"])
+    if options["solver"] == "direct":
+        DirectOptions.parse(solver_options)
+    elif options["solver"] == "hashgrid":
+        HashgridOptions.parse(solver_options)
     images = find_images(paths)
     folder = check_folder(out)
 
@@ -120,7 +129,7 @@ def _run(
             bar.begin(path.name)
             started = time.perf_counter()
             try:
-                d = decompose(str(path), vit, progress=bar.step, **options)
+                d = decompose(str(path), vit, progress=bar.step, **options, **solver_options)
                 files = _write(d, path, folder / stem, patch)
             except (OutputError, Cancelled):
                 raise  # a full disk fails the others as well
