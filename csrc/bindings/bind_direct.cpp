@@ -115,8 +115,12 @@ py::tuple scatter_binding(int64_t ny, int64_t nx, const Array<float>& coords, co
   std::memset(nodes.mutable_data(), 0, sizeof(float) * static_cast<size_t>(nodes.size()));
   std::memset(patches.mutable_data(), 0, sizeof(float) * static_cast<size_t>(patches.size()));
   const std::vector<Tap> taps = taps_of(grid, coords);
-  (reference ? scatter_reference : scatter<float>)(grid, count, taps.data(), weights.data(), channels, values.data(),
-                                                   nodes.mutable_data(), patches.mutable_data());
+  const float* rows = values.data();
+  if (reference)
+    scatter_reference(grid, count, taps.data(), weights.data(), channels, rows, nodes.mutable_data(),
+                      patches.mutable_data());
+  else
+    scatter(grid, 1, count, taps.data(), weights.data(), channels, &rows, nodes.mutable_data(), patches.mutable_data());
   return py::make_tuple(nodes, patches);
 }
 

@@ -19,24 +19,28 @@ void interpolate(GridShape grid, int64_t count, const Tap* taps, int64_t channel
 }
 
 template <class T>
-void scatter(GridShape grid, int64_t count, const Tap* taps, const float* weights, int64_t channels, const T* values,
-             float* node_sums, float* patch_sums) {
+void scatter(GridShape grid, int64_t views, int64_t count, const Tap* taps, const float* weights, int64_t channels,
+             const T* const* values, float* node_sums, float* patch_sums) {
   const BilinearKernels& kernels = bilinear_kernels();
-  // At least 32 channels, two cache lines, a piece; at most 256, so that two rows of nodes stay in the second-level
-  // cache between one row of patches and the next.
-  const int64_t pieces = (channels + 31) / 32;
-  parallel_for(pieces, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t c0 = begin * 32; c0 < std::min(channels, end * 32); c0 += 256) {
-      const int64_t c1 = std::min({channels, end * 32, c0 + 256});
+  // One run of channels a thread, of at least two cache lines: rows of features are read in long pieces, which counts for
+  // more here than keeping the sums in a nearer cache (1.3 against 2.0 ms a view of 1369 x 768 in runs of 128).
+  const int64_t runs = (channels + 31) / 32, threads = num_threads();
+  parallel_for(runs, (runs + threads - 1) / threads, [&](int64_t begin, int64_t end) {
+    const int64_t c0 = begin * 32, c1 = std::min(channels, end * 32);
+    for (int64_t v = 0; v < views; ++v) {
+      const Tap* t = taps + v * count;
+      const float* w = weights + v * count;
       if constexpr (std::is_same_v<T, float>)
-        kernels.scatter_f32(count, grid.nx, taps, weights, channels, c0, c1, values, node_sums, patch_sums);
+        kernels.scatter_f32(count, grid.nx, t, w, channels, c0, c1, values[v], node_sums, patch_sums);
       else
-        kernels.scatter_f16(count, grid.nx, taps, weights, channels, c0, c1, values, node_sums, patch_sums);
+        kernels.scatter_f16(count, grid.nx, t, w, channels, c0, c1, values[v], node_sums, patch_sums);
     }
   });
 }
-template void scatter<float>(GridShape, int64_t, const Tap*, const float*, int64_t, const float*, float*, float*);
-template void scatter<uint16_t>(GridShape, int64_t, const Tap*, const float*, int64_t, const uint16_t*, float*, float*);
+template void scatter<float>(GridShape, int64_t, int64_t, const Tap*, const float*, int64_t, const float* const*,
+                             float*, float*);
+template void scatter<uint16_t>(GridShape, int64_t, int64_t, const Tap*, const float*, int64_t,
+                                const uint16_t* const*, float*, float*);
 
 template <class T>
 void residual_energy(GridShape grid, int64_t count, const Tap* taps, int64_t channels, const T* values,

@@ -46,12 +46,13 @@ void interpolate(GridShape grid, int64_t count, const Tap* taps, int64_t channel
 void interpolate_reference(GridShape grid, int64_t count, const Tap* taps, int64_t channels, const float* nodes,
                            float* out);
 
-// The transpose: node_sums[node_k] += weight_i w_k values[i], and patch_sums[i] += weight_i values[i] where patch_sums
-// is given. values [count, channels] float32 or float16 (uint16_t); node_sums [ny * nx, channels]; patch_sums
-// [count, channels]. Threads share the channels, so the result does not depend on their number.
+// The transpose, for several views at once: node_sums[node_k] += weight_i w_k values[i], and patch_sums[i] += weight_i
+// values[i] where patch_sums is given. values[v] [count, channels] float32 or float16 (uint16_t), taps and weights
+// [views, count]; node_sums [ny * nx, channels]; patch_sums [count, channels]. Threads share the channels, so the result
+// does not depend on their number.
 template <class T>
-void scatter(GridShape grid, int64_t count, const Tap* taps, const float* weights, int64_t channels, const T* values,
-             float* node_sums, float* patch_sums);
+void scatter(GridShape grid, int64_t views, int64_t count, const Tap* taps, const float* weights, int64_t channels,
+             const T* const* values, float* node_sums, float* patch_sums);
 void scatter_reference(GridShape grid, int64_t count, const Tap* taps, const float* weights, int64_t channels,
                        const float* values, float* node_sums, float* patch_sums);
 

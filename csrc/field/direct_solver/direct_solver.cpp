@@ -23,6 +23,7 @@ double median(std::vector<float> values) {
 constexpr float kLargestHalf = 65504.0f;
 // The median residual is taken over at most this many views, spread evenly.
 constexpr int64_t kMedianViews = 64;
+constexpr int64_t kGroup = 16;
 // Reweighting ends when the weights change by less than this share of their sum.
 constexpr double kSettled = 2e-3;
 // With an automatic ridge: the first pass's, which is also the largest, and the smallest.
@@ -60,35 +61,43 @@ Status DirectSolver::add(int64_t views, const float* features, const float* coor
   for (int64_t v = 0; v < views; ++v)
     if (!finite[v]) return non_finite("features of view ", views_ + v, " contain NaN or infinity");
   place(views, coords);
-  for (int64_t v = 0; v < views; ++v) {
-    const float* view = features + v * size;
-    float* weights = base_weights_.data() + views_ * patches_;
-    if (cosine_) {
-      bilinear_kernels().energy_f32(patches_, channels_, view, weights);
-      for (int64_t i = 0; i < patches_; ++i)
-        weights[i] = 1.0f + static_cast<float>(channels_) / (2.0f * std::max(weights[i], 1e-12f));
-    }
-    scatter(grid_, patches_, taps_.data() + views_ * patches_, weights, channels_, view, first_nodes_.data(),
-            first_patches_.data());
-    if (keep_ == Keep::borrow) borrowed_.push_back(view);
-    if (keep_ == Keep::half) {
-      Buffer<uint16_t> copy(size);
-      if (bilinear_kernels().to_half(size, view, copy.data()) > kLargestHalf)
-        return invalid_argument("features of view ", views_, " exceed the range of float16 (65504): solve from float32 ",
-                                "features kept by the caller, or with one pass");
-      bank_.push_back(std::move(copy));
-    }
-    ++views_;
+  std::vector<const float*> pointers(static_cast<size_t>(views));
+  float* weights = base_weights_.data() + views_ * patches_;
+  for (int64_t v = 0; v < views; ++v) pointers[v] = features + v * size;
+  if (cosine_) {
+    parallel_for(views, 1, [&](int64_t begin, int64_t end) {
+      bilinear_kernels().energy_f32((end - begin) * patches_, channels_, pointers[begin], weights + begin * patches_);
+    });
+    for (int64_t i = 0; i < views * patches_; ++i)
+      weights[i] = 1.0f + static_cast<float>(channels_) / (2.0f * std::max(weights[i], 1e-12f));
   }
+  if (keep_ == Keep::half) {
+    std::vector<float> largest(static_cast<size_t>(views));
+    for (int64_t v = 0; v < views; ++v) bank_.emplace_back(size);
+    parallel_for(views, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t v = begin; v < end; ++v)
+        largest[v] = bilinear_kernels().to_half(size, pointers[v], bank_[views_ + v].data());
+    });
+    for (int64_t v = 0; v < views; ++v)
+      if (largest[v] > kLargestHalf)
+        return invalid_argument("features of view ", views_ + v, " exceed the range of float16 (65504): solve from ",
+                                "float32 features kept by the caller, or with one pass");
+    for (int64_t v = 0; v < views; ++v) half_.push_back(bank_[views_ + v].data());
+  }
+  if (keep_ == Keep::borrow) borrowed_.insert(borrowed_.end(), pointers.begin(), pointers.end());
+  scatter(grid_, views, patches_, taps_.data() + views_ * patches_, weights, channels_, pointers.data(),
+          first_nodes_.data(), first_patches_.data());
+  views_ += views;
   return Status();
 }
 
-void DirectSolver::accumulate_view(int64_t v, const float* weights, float* node_sums, float* patch_sums) const {
-  const Tap* taps = taps_.data() + v * patches_;
+void DirectSolver::accumulate(int64_t first, int64_t views, float* node_sums, float* patch_sums) const {
+  const Tap* taps = taps_.data() + first * patches_;
+  const float* weights = weights_.data() + first * patches_;
   if (keep_ == Keep::borrow)
-    scatter(grid_, patches_, taps, weights, channels_, borrowed_[v], node_sums, patch_sums);
+    scatter(grid_, views, patches_, taps, weights, channels_, borrowed_.data() + first, node_sums, patch_sums);
   else
-    scatter(grid_, patches_, taps, weights, channels_, bank_[v].data(), node_sums, patch_sums);
+    scatter(grid_, views, patches_, taps, weights, channels_, half_.data() + first, node_sums, patch_sums);
 }
 
 void DirectSolver::view_residual(int64_t v, const float* nodes, const float* artifacts, float* energy) const {
@@ -96,7 +105,7 @@ void DirectSolver::view_residual(int64_t v, const float* nodes, const float* art
   if (keep_ == Keep::borrow)
     residual_energy(grid_, patches_, taps, channels_, borrowed_[v], nodes, artifacts, energy);
   else
-    residual_energy(grid_, patches_, taps, channels_, bank_[v].data(), nodes, artifacts, energy);
+    residual_energy(grid_, patches_, taps, channels_, half_[v], nodes, artifacts, energy);
 }
 
 // One more sweep over the features: residuals under the last solution, row weights, and the weighted right-hand side.
@@ -116,19 +125,23 @@ bool DirectSolver::reweight(const DirectOptions& options, const float* nodes, co
   float* patch_sums = system->patches_rhs.zeroed(patches_ * channels_);
   int64_t outliers = 0;
   double moved = 0, total = 0;
-  for (int64_t v = 0; v < views_; ++v) {
-    float* e = energy.data() + v * patches_;
-    float* w = weights_.data() + v * patches_;
-    if (v % stride != 0) view_residual(v, nodes, artifacts, e);
-    for (int64_t i = 0; i < patches_; ++i) {
-      const double excess = std::max(1.0, std::sqrt(static_cast<double>(e[i])) / limit);
-      const float weight = base_weights_[v * patches_ + i] * static_cast<float>(1.0 / (excess * excess));
-      moved += std::fabs(weight - w[i]);
-      total += w[i];
-      w[i] = weight;
-      outliers += excess * excess > 2.0;
+  // A group of views at a time: what the residuals bring into the cache, the sums still find there.
+  for (int64_t first = 0; first < views_; first += kGroup) {
+    const int64_t last = std::min(views_, first + kGroup);
+    for (int64_t v = first; v < last; ++v) {
+      float* e = energy.data() + v * patches_;
+      float* w = weights_.data() + v * patches_;
+      if (v % stride != 0) view_residual(v, nodes, artifacts, e);
+      for (int64_t i = 0; i < patches_; ++i) {
+        const double excess = std::max(1.0, std::sqrt(static_cast<double>(e[i])) / limit);
+        const float weight = base_weights_[v * patches_ + i] * static_cast<float>(1.0 / (excess * excess));
+        moved += std::fabs(weight - w[i]);
+        total += w[i];
+        w[i] = weight;
+        outliers += excess * excess > 2.0;
+      }
     }
-    accumulate_view(v, w, node_sums, patch_sums);
+    accumulate(first, last - first, node_sums, patch_sums);
   }
   report->median_residual = middle;
   report->outlier_share = static_cast<double>(outliers) / static_cast<double>(weights_.size());
@@ -320,12 +333,11 @@ Status DirectSolver::solve(const DirectOptions& options, const float* prior, flo
     build(options, &system);
     if (prior) {
       // Solve for G - G0: what the prior explains leaves the right-hand side.
-      std::vector<float> negative(static_cast<size_t>(p));
-      for (int64_t v = 0; v < views_; ++v) {
-        for (int64_t i = 0; i < p; ++i) negative[i] = -weights_[v * p + i];
-        scatter(grid_, p, taps_.data() + v * p, negative.data(), c, prior, system.nodes_rhs.data(),
-                system.patches_rhs.data());
-      }
+      std::vector<float> negative(weights_.size());
+      for (size_t i = 0; i < weights_.size(); ++i) negative[i] = -weights_[i];
+      const std::vector<const float*> priors(static_cast<size_t>(views_), prior);
+      scatter(grid_, views_, p, taps_.data(), negative.data(), c, priors.data(), system.nodes_rhs.data(),
+              system.patches_rhs.data());
     }
     if (options.fix_artifacts) std::memset(artifacts, 0, sizeof(float) * static_cast<size_t>(p * c));
     DVT_RETURN_IF_ERROR(report->method == DirectMethod::pcg

@@ -82,7 +82,7 @@ class DirectSolver {
   struct System;
 
   void place(int64_t views, const float* coords);
-  void accumulate_view(int64_t v, const float* weights, float* node_sums, float* patch_sums) const;
+  void accumulate(int64_t first, int64_t views, float* node_sums, float* patch_sums) const;
   void view_residual(int64_t v, const float* nodes, const float* artifacts, float* energy) const;
   bool reweight(const DirectOptions& options, const float* nodes, const float* artifacts, System* system,
                 DirectReport* report);
@@ -101,8 +101,9 @@ class DirectSolver {
   std::vector<Tap> taps_;            // [views, patches]
   std::vector<float> base_weights_;  // [views, patches]: 1, or the cosine term's
   std::vector<float> weights_;       // [views, patches]: base times the outlier weight of the current pass
-  std::vector<Buffer<uint16_t>> bank_;        // a view each, with Keep::half
-  std::vector<const float*> borrowed_;        // a view each, with Keep::borrow
+  std::vector<Buffer<uint16_t>> bank_;   // a view each, with Keep::half
+  std::vector<const uint16_t*> half_;    // where they are
+  std::vector<const float*> borrowed_;   // a view each, with Keep::borrow
   Buffer<float> first_nodes_, first_patches_;  // right-hand side of the first pass
 };
 

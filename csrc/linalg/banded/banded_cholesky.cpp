@@ -4,11 +4,13 @@
 #include <cmath>
 #include <cstring>
 
+#include "core/flush_denormals.h"
 #include "core/threads.h"
 
 namespace dvt {
 
 Status BandedCholesky::factor(int64_t n, int64_t band, const double* band_rows) {
+  const FlushDenormals flush;
   n_ = n;
   band_ = band;
   const int64_t width = band + 1;
@@ -48,6 +50,7 @@ void BandedCholesky::solve(bool forward, bool backward, int64_t columns, float* 
   const BandedKernels& kernels = banded_kernels();
   const int64_t block = kernels.columns;
   parallel_for((columns + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
+    const FlushDenormals flush;
     // A block of columns is copied next to each other: its band stays in the first-level cache whatever ldb is.
     thread_local Buffer<float> buffer;
     float* x = buffer.at_least(n_ * block);
