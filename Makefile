@@ -26,7 +26,8 @@ help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 demo: $(STAMP)-demo $(NATIVE)  ## install, clean the features of one photo, print where the picture is
-	@$(VENV)/bin/dvt-fast decompose "$$($(PY) -c 'import skimage; print(skimage.__path__[0])')/data/astronaut.png" --out demo
+	@dvt-fast decompose "$$($(PY) -c 'import skimage; print(skimage.__path__[0])')/data/astronaut.png" --no-norm --out demo
+	@echo "The picture is $(CURDIR)/demo/astronaut.png"
 
 test: $(STAMP)-dev lint build  ## install, lint, build with warnings as errors, run every test
 	$(PY) -m pytest

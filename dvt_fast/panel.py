@@ -56,7 +56,7 @@ def draw(d: Decomposition, image: Any = None, patch: tuple[int, int] | None = No
     page.tile(0, 3, "Artifacts G", basis.offset_colors(artifacts - constant))
     page.tile(0, 4, "Residual", basis.offset_colors(residual))
     page.note(
-        0, "PCA as RGB: one basis and one range for all four, so colours add up; in G and residual, grey is none."
+        0, "PCA as RGB, one basis and one range for all: colours add up. Grey is the median of G, and no residual."
     )
 
     # Row 2: norms.

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,15 @@ def test_sdist_can_be_built_from(tmp_path):
     sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*") if p.is_file()}
     assert {"CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "README.md"} | sources <= names
     assert not [name for name in names if name.endswith((".so", ".o"))]
+
+
+def test_install_keeps_the_torch_that_is_there():
+    """`make` gives these lines to pip as constraints."""
+    done = subprocess.run([sys.executable, "tools/torch_constraints.py"], capture_output=True, text=True, cwd=ROOT)
+    kept = dict(line.split("==") for line in done.stdout.splitlines())
+    assert set(kept) <= {"torch", "torchvision", "torchaudio"}
+    try:
+        installed = version("torch")
+    except PackageNotFoundError:
+        installed = None
+    assert kept.get("torch") == installed
