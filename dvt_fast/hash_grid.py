@@ -17,8 +17,9 @@ from .errors import InputError
 from .extras import require
 from .solvers.hash_grid_field import growth
 
-torch = require("torch", "vit")
-Tensor = torch.Tensor
+require("torch", "vit")  # one line on what to install, where torch is absent
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 # What tiny-cuda-nn takes where a key is left out of `encoding_config`.
 TCNN_DEFAULTS = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dvt_fast import _native, errors
-from dvt_fast.reference import HashGridEncoding, Recipe, Stage1Model, learning_rate, train
+from dvt_fast.reference import HashGridEncoding, Recipe, Stage1Model, Trainer, learning_rate
 from dvt_fast.solvers.hash_grid_field import HashGridField
 from dvt_fast.solvers.hashgrid import HashgridOptions, solve_hashgrid
 
@@ -69,6 +69,13 @@ def recipe_of(options):
     return Recipe(**{f.name: getattr(options, f.name) for f in dataclasses.fields(Recipe)})
 
 
+def train(model, sample, options):
+    """The reference's losses over the steps of `sample` [steps, batch], which move the model."""
+    features, coords = (torch.from_numpy(a) for a in problem())
+    trainer = Trainer(model, features, coords, recipe_of(options))
+    return [trainer.take(torch.from_numpy(s)) for s in sample]
+
+
 def trained_parameters(steps=20):
     """Parameters of some age, so that gradients are not those of a random start."""
     fitter = make_fitter(steps=steps)
@@ -108,8 +115,7 @@ def test_one_step_moves_parameters_as_torch_does(isa, second_phase):
     moved = fitter.parameters()
 
     model = make_model(parameters)
-    features, coords = (torch.from_numpy(a) for a in problem())
-    train(model, features, coords, torch.from_numpy(sample), recipe_of(options))
+    train(model, sample, options)
     for name, tensors in groups_of(model).items():
         expected, gradient = flat(tensors), np.abs(grads[name])
         if name == ("artifacts" if second_phase else "residual"):
@@ -126,9 +132,7 @@ def test_fifty_steps_have_torchs_losses(isa):
     fitter = make_fitter()
     start, sample = fitter.parameters(), samples(50)
     fitter.run(50, samples=sample)
-    features, coords = (torch.from_numpy(a) for a in problem())
-    expected = train(make_model(start), features, coords, torch.from_numpy(sample), recipe_of(OPTIONS))
-    np.testing.assert_allclose(fitter.loss_history, expected, rtol=1e-3)
+    np.testing.assert_allclose(fitter.loss_history, train(make_model(start), sample, OPTIONS), rtol=1e-3)
     # A fit that stood still would pass: both phases must have learnt something.
     assert fitter.loss_history[24] < 0.7 * fitter.loss_history[0]
     assert fitter.losses["residual_mse"] > 0
@@ -247,7 +251,7 @@ def test_bad_numbers_are_named():
         with pytest.raises(errors.NonFiniteError, match="at view 3, row 2, column 5, channel 7"):
             solve_hashgrid(bad, coords)
     huge = features * np.float32(1e25)  # its square is not a float32
-    with pytest.raises(errors.NonFiniteError, match="the loss is (inf|nan) at step 1 of 50"):
+    with pytest.raises(errors.NonFiniteError, match=r"the loss is (inf|nan) at step 1 of 50"):
         solve_hashgrid(huge, coords, **dataclasses.asdict(OPTIONS))
     outside = coords.copy()
     outside[0, 0, 0, 0] = 1.5

@@ -7,7 +7,7 @@ yardstick for gradients.
 from .field import ResidualPredictor, SemanticsField, SharedArtifacts
 from .hash_grid import HashGridEncoding
 from .losses import reconstruction_loss, residual_loss
-from .recipe import Recipe, Stage1Model, learning_rate, train
+from .recipe import Recipe, Stage1Model, Trainer, fit, learning_rate
 
 __all__ = [
     "HashGridEncoding",
@@ -16,8 +16,9 @@ __all__ = [
     "SemanticsField",
     "SharedArtifacts",
     "Stage1Model",
+    "Trainer",
+    "fit",
     "learning_rate",
     "reconstruction_loss",
     "residual_loss",
-    "train",
 ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +16,11 @@ from .losses import RESIDUAL_L1, RESIDUAL_MSE, reconstruction_loss, residual_los
 
 @dataclass(frozen=True)
 class Recipe:
-    """The optimiser's part of the recipe. The reference implementation scales the loss by 1024 and never unscales it:
-    loss_scale=1024 repeats that, and is in effect 1/1024 of the weight decay."""
+    """The optimiser's part of the recipe.
+
+    The paper's implementation scales the loss by 1024 and never unscales it. Adam does not mind, but the weight decay,
+    which is added to the gradient, is in effect 1/1024 of its value.
+    """
 
     steps: int = 25000
     lr: float = 0.01
@@ -28,7 +31,7 @@ class Recipe:
     weight_decay: float = 1e-5
     residual_mse: float = RESIDUAL_MSE
     residual_l1: float = RESIDUAL_L1
-    loss_scale: float = 1.0
+    loss_scale: float = 1024.0
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -67,31 +70,58 @@ class Stage1Model(nn.Module):
         return loss + residual_loss(h, (raw - base).detach(), recipe.residual_mse, recipe.residual_l1)
 
 
-def train(
-    model: Stage1Model, features: Tensor, coords: Tensor, samples: Iterable[Tensor], recipe: Recipe
-) -> list[float]:
-    """One Adam step for each [batch] of `samples`, flat indices into [V, H, W]; returns the losses.
+class Trainer:
+    """One Adam step at a time on features [V, H, W, C] at coords [V, H, W, 2].
 
-    features: [V, H, W, C]; coords: [V, H, W, 2]. G is frozen in the second half of recipe.steps, where h, and its
-    Adam, start.
+    G is frozen in the second half of recipe.steps, where h, and its Adam, start. `step` counts the steps taken.
     """
 
-    def adam(*modules: nn.Module) -> torch.optim.Adam:
-        parameters = [p for module in modules for p in module.parameters()]
-        return torch.optim.Adam(parameters, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay)
+    def __init__(self, model: Stage1Model, features: Tensor, coords: Tensor, recipe: Recipe) -> None:
+        self.model, self.recipe, self.step = model, recipe, 0
+        self.patches = features.shape[1] * features.shape[2]
+        self.rows, self.points = features.flatten(0, 2), coords.flatten(0, 2)
+        self.field, self.artifacts, self.residual = map(self._adam, (model.field, model.artifacts, model.residual))
 
-    patches = features.shape[1] * features.shape[2]
-    rows, points = features.flatten(0, 2), coords.flatten(0, 2)
-    field, artifacts, residual = adam(model.field), adam(model.artifacts), adam(model.residual)
-    losses = []
-    for step, sample in enumerate(samples):
-        second_phase = step >= recipe.steps // 2
-        loss = model.loss(rows[sample], points[sample], sample % patches, second_phase, recipe)
-        model.zero_grad(set_to_none=True)
-        (recipe.loss_scale * loss).backward()
-        for optimizer in (field, residual if second_phase else artifacts):
+    def _adam(self, module: nn.Module) -> torch.optim.Adam:
+        recipe = self.recipe
+        return torch.optim.Adam(
+            module.parameters(), betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay
+        )
+
+    def take(self, sample: Tensor) -> float:
+        """The loss before a step on `sample` [batch], flat indices into [V, H, W]."""
+        second_phase = self.step >= self.recipe.steps // 2
+        raw, points = self.rows[sample].float(), self.points[sample]
+        loss = self.model.loss(raw, points, sample % self.patches, second_phase, self.recipe)
+        self.model.zero_grad(set_to_none=True)
+        (self.recipe.loss_scale * loss).backward()
+        for optimizer in (self.field, self.residual if second_phase else self.artifacts):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, step)
+                group["lr"] = learning_rate(self.recipe, self.step)
             optimizer.step()
-        losses.append(loss.item())
-    return losses
+        self.step += 1
+        return loss.item()
+
+
+@dataclass(frozen=True)
+class Found:
+    """semantics, artifacts, residual: float32 [H, W, C], F, G and h at the last view."""
+
+    semantics: np.ndarray
+    artifacts: np.ndarray
+    residual: np.ndarray
+
+
+def fit(features: np.ndarray, coords: np.ndarray, steps: int = 25000, batch: int = 2048, seed: int = 0) -> Found:
+    """The whole recipe at the official size on features float32 [V, H, W, C] at coords float32 [V, H, W, 2]."""
+    _, height, width, channels = features.shape
+    torch.manual_seed(seed)
+    model = Stage1Model(HashGridEncoding(), height * width, channels)
+    bank, points = torch.from_numpy(features), torch.from_numpy(coords)
+    samples = (torch.randint(bank[..., 0].numel(), (batch,)) for _ in range(steps))
+    trainer = Trainer(model, bank, points, Recipe(steps=steps))
+    for sample in samples:
+        trainer.take(sample)
+    with torch.no_grad():
+        parts = model.field(points[-1].flatten(0, 1)), model.artifacts.map, model.residual(bank[-1].flatten(0, 1))
+    return Found(*(part.reshape(height, width, channels).numpy() for part in parts))
