@@ -33,13 +33,13 @@ from dvt_fast.views import iter_views, plan_boxes, view_coords  # noqa: E402
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 NAME, WEIGHTS = "vit_tiny_patch16_224.augreg_in21k_ft_in1k", DATA / "weights" / "vit_tiny_patch16_224_augreg.safetensors"
 CLASSES, UNLABELLED = 11, 11
-# Plans that are compared and are not presets: levels of (tiles a side, side).
 PLANS = {
     "realtime": "realtime",
+    "9 + 1": ((3, 0.45),),
     "fast": "fast",
+    "balanced": "balanced",
+    "quality": "quality",
     "random 13": 13,
-    "3x3 of 0.45": ((3, 0.45),),
-    "2x2, 3x3, 4x4": ((2, 0.6), (3, 0.45), (4, 0.35)),
     "random 64": 64,
 }
 

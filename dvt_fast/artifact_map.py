@@ -14,6 +14,7 @@ import numpy as np
 from .arrays import like, to_numpy
 from .errors import InputError
 from .files import write_whole
+from .views import DEFAULT_PLAN
 
 if TYPE_CHECKING:
     from .images import ImageSource
@@ -41,7 +42,7 @@ class ArtifactMap:
         cls,
         vit: ViT,
         images: Iterable[ImageSource],
-        views: Plan = "fast",
+        views: Plan = DEFAULT_PLAN,
         *,
         seed: int = 0,
         progress: Progress | None = None,

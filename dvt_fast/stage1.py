@@ -15,6 +15,7 @@ from .errors import InputError
 from .solvers.checks import check_problem
 from .solvers.direct import DirectOptions, DirectStream, solve_direct
 from .solvers.result import Solution
+from .views import DEFAULT_PLAN, iter_views, plan_boxes, view_coords
 
 if TYPE_CHECKING:
     from .images import ImageSource
@@ -51,7 +52,7 @@ def solve(
 def decompose(
     image: ImageSource,
     vit: ViT,
-    views: Plan = "fast",
+    views: Plan = DEFAULT_PLAN,
     solver: str = "direct",
     *,
     seed: int = 0,
@@ -66,8 +67,6 @@ def decompose(
     `views.plan_boxes`), with seed. coords: "center" or "official". progress: called as progress(done, total, "views"),
     then as in `solve`. Returns float32 NumPy arrays. Raises what `load_image`, `plan_boxes` and `solve` raise.
     """
-    from .views import iter_views, plan_boxes, view_coords
-
     start = time.perf_counter()
     make = _solver(solver)
     boxes = plan_boxes(views, seed)

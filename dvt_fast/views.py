@@ -24,16 +24,20 @@ if TYPE_CHECKING:
 
     from .vit import ViT
 
-    Plan = str | int | Sequence[tuple[int, float]]
+    Plan = str | int | Sequence[tuple[int, float] | tuple[int, int, float, float]]
 
 WHOLE = (0.0, 0.0, 1.0, 1.0, 0.0)
 
-# A plan is a number of random crops, or levels of tiles: (tiles a side, side length).
-PLANS: dict[str, int | tuple[tuple[int, float], ...]] = {
+# A plan is a number of random crops, or levels of tiles: (tiles a side, side) or (columns, rows, width, height).
+# On a real ViT a few even tiles serve dense prediction better than many random crops (benchmarks/real_vit.py).
+PLANS: dict[str, int | tuple[tuple[int, float] | tuple[int, int, float, float], ...]] = {
     "realtime": ((2, 0.6),),
     "fast": ((2, 0.6), (3, 0.45)),
+    "balanced": ((4, 3, 0.35, 0.45), (2, 0.6)),
+    "quality": ((2, 0.6), (3, 0.45), (4, 0.35)),
     "paper": 768,
 }
+DEFAULT_PLAN = "balanced"
 
 
 def plan_boxes(plan: Plan, seed: int = 0) -> np.ndarray:
@@ -116,7 +120,7 @@ class Views:
 
 
 def sample_views(
-    image: _images.ImageSource, vit: ViT, plan: Plan = "fast", seed: int = 0, coords: str = "center"
+    image: _images.ImageSource, vit: ViT, plan: Plan = DEFAULT_PLAN, seed: int = 0, coords: str = "center"
 ) -> Views:
     """All views of a plan at once; `iter_views` gives the same without holding them all (1.8 GB for "paper" at 448)."""
     torch = require("torch", "vit")
@@ -167,19 +171,29 @@ def _random_boxes(n: int, seed: int) -> np.ndarray:
     return np.stack([x * (1 - w), y * (1 - h), w, h, flip < 0.5], axis=1)
 
 
-def _tiled_boxes(levels: Sequence[tuple[int, float]]) -> np.ndarray:
+def _tiled_boxes(levels: Sequence[tuple[int, float] | tuple[int, int, float, float]]) -> np.ndarray:
     """Overlapping tiles from edge to edge, column by column, alternately flipped."""
     boxes: list[tuple[float, ...]] = []
     try:
-        for tiles, side in levels:
-            if tiles < 1 or not 0 < side <= 1:
-                raise InputError(f"a level of tiles must be (tiles a side >= 1, side in (0, 1]), got {(tiles, side)}")
-            starts = np.linspace(0, 1 - side, tiles) if tiles > 1 else [(1 - side) / 2]
-            corners = [(x, y) for x in starts for y in starts]
+        for level in levels:
+            columns, rows, width, height = level if len(level) == 4 else (level[0], level[0], level[1], level[1])
+            if min(columns, rows) < 1 or not (0 < width <= 1 and 0 < height <= 1):
+                raise InputError(
+                    "a level of tiles must be (tiles a side >= 1, side in (0, 1]) or (columns, rows, width, height), "
+                    f"got {level}"
+                )
+            corners = [(x, y) for x in _starts(columns, width) for y in _starts(rows, height)]
             before = len(boxes)
-            boxes += [(x, y, side, side, (before + k) % 2) for k, (x, y) in enumerate(corners)]
-    except TypeError:
+            boxes += [(x, y, width, height, (before + k) % 2) for k, (x, y) in enumerate(corners)]
+    except InputError:
+        raise
+    except (TypeError, ValueError, IndexError):
         raise InputError(f"a view plan must be a name, a number or levels of tiles, got {levels!r}") from None
     if not boxes:
         raise InputError("a view plan needs at least one crop beside the whole image")
     return np.array(boxes)
+
+
+def _starts(tiles: int, side: float) -> np.ndarray:
+    """Where tiles of one axis begin: evenly from edge to edge; a single one in the middle."""
+    return np.linspace(0, 1 - side, tiles) if tiles > 1 else np.array([(1 - side) / 2])

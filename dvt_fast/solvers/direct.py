@@ -39,7 +39,7 @@ class DirectOptions:
     """
 
     grid: int | tuple[int, int] | None = None
-    smoothness: float = 0.1
+    smoothness: float = 0.5
     passes: int = 4
     outlier_threshold: float = 1.5
     cosine: bool = False

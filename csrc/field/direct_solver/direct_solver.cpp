@@ -28,12 +28,14 @@ constexpr int64_t kGroup = 16;
 constexpr double kSettled = 2e-3;
 // With an automatic ridge: the first pass's, which is also the largest, and the smallest.
 constexpr double kLargestRidge = 5, kSmallestRidge = 0.01;
+constexpr double kOutlyingArtifact = 1.5;  // in medians of |G|
 
 }  // namespace
 
 // The matrix of one pass, and its right-hand side.
 struct DirectSolver::System {
-  double lambda = 0, mu = 0;
+  double lambda = 0, mu = 0;         // mu: the ridge of an ordinary patch
+  std::vector<float> ridge;          // [patches]: mu of each patch
   std::vector<double> band;          // [nodes, nx + 2]: K by rows of its lower triangle
   std::vector<float> patch_weights;  // [patches]: D
   Buffer<float> nodes_rhs, patches_rhs;
@@ -149,33 +151,37 @@ bool DirectSolver::reweight(const DirectOptions& options, const float* nodes, co
 }
 
 // The ridge that the data ask for: the variance of a row's residual over the variance of G (empirical Bayes). Medians
-// over rows and patches, so that outlier tokens do not decide; what G owes to noise alone is taken off.
-double DirectSolver::estimated_ridge(const System& system, const float* artifacts, const float* prior,
-                                     double median_residual) const {
-  std::vector<double> centre(static_cast<size_t>(channels_), 0.0);
-  std::vector<float> value(static_cast<size_t>(channels_)), energy(static_cast<size_t>(patches_));
-  std::vector<double> unshrink(static_cast<size_t>(patches_));
-  const auto deviation = [&](int64_t i, int64_t k) {
-    return (artifacts[i * channels_ + k] - (prior ? prior[i * channels_ + k] : 0.0)) * unshrink[i];
-  };
-  for (int64_t i = 0; i < patches_; ++i)
-    unshrink[i] = 1.0 + system.mu / std::max<double>(system.patch_weights[i], 1e-20);
-  for (int64_t k = 0; k < channels_; ++k) {
-    std::vector<float> column(static_cast<size_t>(patches_));
-    for (int64_t i = 0; i < patches_; ++i) column[i] = static_cast<float>(deviation(i, k));
-    centre[k] = median(std::move(column));
-  }
+// over rows and patches, so that outlier tokens do not decide; what G owes to noise alone is taken off. A patch whose G
+// stands far out gets less, by the square of how far: its artifact is real, and shrinking it would leave a part in F.
+// True if the ridge moved enough to be worth another solve.
+bool DirectSolver::estimate_ridge(const float* artifacts, const float* prior, double median_residual,
+                                  System* system) const {
+  std::vector<float> deviation(static_cast<size_t>(patches_ * channels_)), column(static_cast<size_t>(patches_));
   for (int64_t i = 0; i < patches_; ++i) {
-    double sum = 0;
-    for (int64_t k = 0; k < channels_; ++k) {
-      const double d = deviation(i, k) - centre[k];
-      sum += d * d;
-    }
-    energy[i] = static_cast<float>(sum);
+    const float unshrink = unshrinkage(*system, i);
+    for (int64_t k = i * channels_; k < (i + 1) * channels_; ++k)
+      deviation[k] = (artifacts[k] - (prior ? prior[k] : 0.0f)) * unshrink;
   }
-  const double noise = median_residual * median_residual;
-  const double signal = median(std::move(energy)) - noise / median(system.patch_weights);
-  return signal * kLargestRidge <= noise ? kLargestRidge : std::max(kSmallestRidge, noise / signal);
+  std::vector<float> energy(static_cast<size_t>(patches_), 0.0f);
+  for (int64_t k = 0; k < channels_; ++k) {
+    for (int64_t i = 0; i < patches_; ++i) column[i] = deviation[i * channels_ + k];
+    const float centre = static_cast<float>(median(column));
+    for (int64_t i = 0; i < patches_; ++i) energy[i] += (column[i] - centre) * (column[i] - centre);
+  }
+  const double noise = median_residual * median_residual, typical = median(energy);
+  const double signal = typical - noise / median(system->patch_weights);
+  const double mu = signal * kLargestRidge <= noise ? kLargestRidge : std::max(kSmallestRidge, noise / signal);
+  const bool moved = std::max(mu, system->mu) > 2 * std::min(mu, system->mu);
+  system->mu = mu;
+  const double limit = std::max(1e-30, kOutlyingArtifact * kOutlyingArtifact * typical);
+  for (int64_t i = 0; i < patches_; ++i)
+    system->ridge[i] = static_cast<float>(mu / std::max(1.0, static_cast<double>(energy[i]) / limit));
+  return moved;
+}
+
+// From G shrunk towards G0 to the mean of what F leaves: (D + mu) (G - G0) = sum_v w (y - F - G0).
+float DirectSolver::unshrinkage(const System& system, int64_t patch) {
+  return 1.0f + system.ridge[patch] / std::max(system.patch_weights[patch], 1e-20f);
 }
 
 void DirectSolver::build(const DirectOptions& options, System* system) const {
@@ -234,10 +240,10 @@ Status DirectSolver::solve_schur(const System& system, bool fixed, float* nodes,
     // or nearly so, and changes nothing else because the right-hand side has mean zero.
     Buffer<float> s(p * p);
     double trace = 0;
-    for (int64_t i = 0; i < p; ++i) trace += system.patch_weights[i] + system.mu;
+    for (int64_t i = 0; i < p; ++i) trace += system.patch_weights[i] + system.ridge[i];
     const float shift = static_cast<float>(trace / static_cast<double>(p * p));
     std::fill(s.data(), s.data() + p * p, shift);
-    for (int64_t i = 0; i < p; ++i) s[i * p + i] += static_cast<float>(system.patch_weights[i] + system.mu);
+    for (int64_t i = 0; i < p; ++i) s[i * p + i] += system.patch_weights[i] + system.ridge[i];
     constexpr int64_t kStrip = 384;  // column strips from the diagonal down: only the lower triangle is needed
     for (int64_t j = 0; j < p; j += kStrip)
       gemm(Transpose::yes, Transpose::no, {p - j, std::min(kStrip, p - j), n}, -1.0f, z.data() + j, p, z.data() + j, p,
@@ -260,11 +266,11 @@ Status DirectSolver::solve_pcg(const System& system, const DirectOptions& option
   std::vector<float> inverse(static_cast<size_t>(unknowns));
   for (int64_t i = 0; i < n; ++i) inverse[i] = static_cast<float>(1.0 / system.band[i * (band + 1) + band]);
   for (int64_t i = 0; i < patches_; ++i) {
-    const double diagonal = system.patch_weights[i] + system.mu;
-    inverse[n + i] = static_cast<float>(diagonal > 0 ? 1.0 / diagonal : 0.0);
+    const float diagonal = system.patch_weights[i] + system.ridge[i];
+    inverse[n + i] = diagonal > 0 ? 1.0f / diagonal : 0.0f;
   }
-  const PcgProblem problem{grid_,           patches_,       views_, taps_.data(), weights_.data(), inverse.data(),
-                           static_cast<float>(system.lambda), static_cast<float>(system.mu)};
+  const PcgProblem problem{grid_,          patches_,       views_,  taps_.data(), weights_.data(),
+                           inverse.data(), system.ridge.data(), static_cast<float>(system.lambda)};
   const int64_t blocks = (channels_ + width - 1) / width;
   std::vector<int> iterations(static_cast<size_t>(blocks));
   parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
@@ -318,14 +324,12 @@ Status DirectSolver::solve(const DirectOptions& options, const float* prior, flo
   std::memcpy(system.nodes_rhs.data(), first_nodes_.data(), sizeof(float) * static_cast<size_t>(n * c));
   std::memcpy(system.patches_rhs.data(), first_patches_.data(), sizeof(float) * static_cast<size_t>(p * c));
   system.mu = options.automatic_ridge ? kLargestRidge : options.artifact_ridge;
+  system.ridge.assign(static_cast<size_t>(p), static_cast<float>(system.mu));
   for (int pass = 0; pass < options.passes; ++pass) {
     if (pass > 0) {
       bool moved = reweight(options, nodes, artifacts, &system, report);
-      if (options.automatic_ridge && !options.fix_artifacts) {
-        const double mu = estimated_ridge(system, artifacts, prior, report->median_residual);
-        moved = moved || std::max(mu, system.mu) > 2 * std::min(mu, system.mu);
-        if (moved) system.mu = mu;
-      }
+      if (options.automatic_ridge && !options.fix_artifacts)
+        moved |= estimate_ridge(artifacts, prior, report->median_residual, &system);
       if (!moved) break;
     }
     report->passes = pass + 1;
@@ -348,8 +352,7 @@ Status DirectSolver::solve(const DirectOptions& options, const float* prior, flo
   }
   if (!options.fix_artifacts)
     for (int64_t i = 0; i < p; ++i) {
-      // From shrunk towards G0 to the mean of what F leaves: (D + mu) (G - G0) = sum_v w (y - F - G0).
-      const float unshrink = static_cast<float>(1.0 + system.mu / std::max<double>(system.patch_weights[i], 1e-20));
+      const float unshrink = unshrinkage(system, i);
       for (int64_t k = i * c; k < (i + 1) * c; ++k) {
         const float g0 = prior ? prior[k] : 0.0f;
         artifacts[k] = g0 + (artifacts[k] - g0) * unshrink;

@@ -19,7 +19,7 @@
 // The only null direction with mu = 0 is a constant moved between F and G; with G0 = 0 the solution has mean(G) = 0.
 //
 // Few views tell F and a smooth G badly apart, so mu must be several rows to keep content out of a G that is small
-// against the noise; it is estimated as the ratio of the two variances. It shrinks G; the G returned is therefore the
+// against the noise; it is estimated as the ratio of the two variances, and each patch has its own. It shrinks G; the G returned is therefore the
 // weighted mean of what F leaves, which is not shrunk.
 //
 // The right-hand side accumulates while views arrive. Reweighted passes (row weights that fall with the residual, so
@@ -38,7 +38,7 @@ namespace dvt {
 enum class DirectMethod { automatic = 0, schur, pcg };
 
 struct DirectOptions {
-  double smoothness = 0.1;       // lambda, against a row of weight 1; > 0. |grad F|^2 does not change with the grid in 2D
+  double smoothness = 0.5;       // lambda, against a row of weight 1; > 0. |grad F|^2 does not change with the grid in 2D
   bool automatic_ridge = true;  // mu from the data: 5 in the first pass, estimated after it
   double artifact_ridge = 0;    // mu otherwise, in rows: how many observations of G0 (or of zero) it counts for
   int passes = 4;               // 1: plain least squares; more: reweighted until the weights settle
@@ -54,7 +54,7 @@ struct DirectReport {
   DirectMethod method = DirectMethod::automatic;
   int passes = 0;                  // solved; fewer than asked for where the weights settled
   int iterations = 0;              // pcg: the most that any channel block took in the last pass
-  double artifact_ridge = 0;       // mu of the last pass
+  double artifact_ridge = 0;       // mu of an ordinary patch in the last pass
   double median_residual = 0;      // of |y - F - G| over rows, before the last pass (passes > 1)
   double outlier_share = 0;        // rows with weight below one half in the last pass
 };
@@ -86,8 +86,8 @@ class DirectSolver {
   void view_residual(int64_t v, const float* nodes, const float* artifacts, float* energy) const;
   bool reweight(const DirectOptions& options, const float* nodes, const float* artifacts, System* system,
                 DirectReport* report);
-  double estimated_ridge(const System& system, const float* artifacts, const float* prior,
-                         double median_residual) const;
+  bool estimate_ridge(const float* artifacts, const float* prior, double median_residual, System* system) const;
+  static float unshrinkage(const System& system, int64_t patch);
   void build(const DirectOptions& options, System* system) const;
   Status solve_schur(const System& system, bool fixed, float* nodes, float* artifacts) const;
   Status solve_pcg(const System& system, const DirectOptions& options, float* nodes, float* artifacts,
@@ -114,7 +114,8 @@ struct PcgProblem {
   const Tap* taps;         // [views, patches]
   const float* weights;    // [views, patches]
   const float* inverse_diagonal;  // [nodes + patches]
-  float lambda, mu;
+  const float* ridge;             // [patches]: mu
+  float lambda;
 };
 struct DirectKernels {
   int pcg_width;

@@ -40,7 +40,9 @@ void apply(const PcgProblem& s, const float* p, float* q) {
       }
       store_block(q + k * kWidth, sum);
     }
-  for (int64_t k = nodes * kWidth; k < (nodes + s.patches) * kWidth; k += kLanes) store(q + k, load(p + k) * s.mu);
+  for (int64_t i = 0; i < s.patches; ++i)
+    for (int64_t k = (nodes + i) * kWidth; k < (nodes + i + 1) * kWidth; k += kLanes)
+      store(q + k, load(p + k) * s.ridge[i]);
   const Tap* tap = s.taps;
   const float* weight = s.weights;
   for (int64_t view = 0; view < s.views; ++view)

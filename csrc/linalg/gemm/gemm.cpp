@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/buffer.h"
+#include "core/flush_denormals.h"
 #include "core/threads.h"
 
 namespace dvt {
@@ -43,6 +44,7 @@ void gemm(Transpose trans_a, Transpose trans_b, GemmShape shape, float alpha, co
       const int64_t strips = (m + kernels.mr - 1) / kernels.mr;
       const int64_t strips_per_block = std::max<int64_t>(1, kRowBlock / kernels.mr);
       parallel_for(strips, strips_per_block, [&](int64_t begin, int64_t end) {
+        const FlushDenormals flush;
         thread_local Buffer<float> packed_a_buffer;
         for (int64_t s = begin; s < end; s += strips_per_block) {
           const int64_t i = s * kernels.mr;

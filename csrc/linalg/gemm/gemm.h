@@ -2,7 +2,8 @@
 //
 // The product is cut into KC-deep slices; a slice of B is packed once into panels of `nr` columns, blocks of A into
 // panels of `mr` rows, and a register-resident mr x nr tile runs down the slice (Goto and van de Geijn, "Anatomy of
-// High-Performance Matrix Multiplication", 2008). Threads share the packed B and take blocks of rows.
+// High-Performance Matrix Multiplication", 2008). Threads share the packed B and take blocks of rows. Subnormal numbers
+// count as zero.
 #pragma once
 
 #include <cstdint>
