@@ -21,9 +21,9 @@ _NAMES = {
     "Decomposition": "decomposition",
     "ArtifactMap": "artifact_map",
     "HashGrid": "hash_grid",
-    "backends": "backends",
-    "set_num_threads": "backends",
-    "get_num_threads": "backends",
+    "backends": "runtime",
+    "set_num_threads": "runtime",
+    "get_num_threads": "runtime",
     "DvtError": "errors",
     "InputError": "errors",
     "WeightsError": "errors",
@@ -36,9 +36,9 @@ __all__ = ["__version__", *_NAMES]  # noqa: PLE0604, names are strings
 
 if TYPE_CHECKING:
     from .artifact_map import ArtifactMap as ArtifactMap
-    from .backends import backends as backends
-    from .backends import get_num_threads as get_num_threads
-    from .backends import set_num_threads as set_num_threads
+    from .runtime import backends as backends
+    from .runtime import get_num_threads as get_num_threads
+    from .runtime import set_num_threads as set_num_threads
     from .decomposition import Decomposition as Decomposition
     from .errors import Cancelled as Cancelled
     from .errors import DvtError as DvtError

@@ -18,12 +18,14 @@ FOREIGN = re.compile(r"^(Python\.h|pybind11/|torch/|ATen/|c10/|cuda|cublas|nv)")
 @pytest.fixture(scope="session")
 def build(tmp_path_factory) -> Path:
     """The build folder of this interpreter (`make build`), brought up to date; without one the core is built here."""
+    # The same CMake and Ninja as in the Makefile: with others everything would be compiled again.
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     folder = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
     if not (folder / "build.ninja").is_file():
         folder = tmp_path_factory.mktemp("build")
         configure = ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"]
-        subprocess.run(configure, check=True, capture_output=True)
-    subprocess.run(["cmake", "--build", folder, "--target", "dvt_core"], check=True, capture_output=True)
+        subprocess.run(configure, check=True, capture_output=True, env=env)
+    subprocess.run(["cmake", "--build", folder, "--target", "dvt_core"], check=True, capture_output=True, env=env)
     return folder
 
 

@@ -147,7 +147,7 @@ def test_an_unexpected_failure_is_reported_like_any_other(run, photos, monkeypat
         (["photos", "--size", "65"], "size 65 does not fit patches of 16"),
         (["photos", "--stride", "17"], "stride must be at most the patch size 16"),
         (["photos", "--layer", "12"], "layer must be from -12 to 11"),
-        (["photos", "--views", "many"], "unknown view plan 'many'; expected a number or one of realtime, fast, paper"),
+        (["photos", "--views", "many"], "unknown view plan 'many'; expected a number or one of realtime, fast"),
         (["photos", "--views", "0"], "a view plan needs at least 1 crop"),
         (["photos", "-o", "stesp=3"], "unknown option 'stesp' of solver 'direct'; expected one of grid, smoothness"),
         (["photos", "-o", "stesp=3", "--solver", "hashgrid"], "unknown option 'stesp' of solver 'hashgrid'"),
@@ -250,6 +250,17 @@ def test_a_forced_instruction_set_that_is_none(photos):
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode == 1
     assert done.stderr == "error: cpu: DVT_FAST_ISA must be generic, avx2 or avx512, got 'mmx'\n"
+
+
+def test_no_network(photos, tmp_path):
+    """A ViT whose weights are neither here nor reachable: one line that says what to do."""
+    command = [sys.executable, "-m", "dvt_fast.cli", "decompose", str(photos), "--vit", "vit_tiny_patch16_224"]
+    env = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    env |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: no network: http://127.0.0.1:9 cannot be reached")
+    assert "--weights" in done.stderr or "weights=" in done.stderr
 
 
 def test_version_and_help(run):

@@ -1,5 +1,6 @@
 """The package as it is installed: light to import, complete in its wheel, clear about what is missing."""
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 import dvt_fast
 
 ROOT = Path(__file__).parents[1]
+# CMake and Ninja are those of this environment, as in the Makefile: with others everything would be compiled again.
+ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def python(code: str, *args: str, hide: str = "") -> subprocess.CompletedProcess[str]:
@@ -35,6 +38,12 @@ def test_every_public_name_can_be_imported():
     assert len(dvt_fast.__all__) > 5
     for name in dvt_fast.__all__:
         assert getattr(dvt_fast, name) is not None
+
+
+def test_no_module_hides_a_public_name():
+    """Importing a submodule sets it as an attribute of the package, over a function of the same name."""
+    modules = {path.stem for path in (ROOT / "dvt_fast").iterdir()}
+    assert not modules & set(dvt_fast.__all__)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +81,8 @@ def test_changelog_knows_this_version():
 
 def test_wheel_is_complete(tmp_path):
     build = [sys.executable, "setup.py", "-q", "build", "--build-base", tmp_path / "build"]
-    done = subprocess.run([*build, "bdist_wheel", "--dist-dir", tmp_path], capture_output=True, text=True, cwd=ROOT)
+    command = [*build, "bdist_wheel", "--dist-dir", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-2000:]
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

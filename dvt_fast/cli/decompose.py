@@ -12,10 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ..backends import backends, set_num_threads
 from ..errors import Cancelled, DvtError, InputError, OutputError
 from ..extras import require
 from ..files import check_folder, write_whole
+from ..runtime import backends, set_num_threads
+from ..views import PLANS, plan_boxes
 from .progress import Bar
 
 
@@ -35,7 +36,7 @@ def command(
         typer.Option(metavar="FILE", help="Local weights: .safetensors, or a torch checkpoint.", show_default="timm's"),
     ] = None,
     solver: Annotated[Solver, typer.Option(help="How F and G are found.")] = Solver.direct,
-    views: Annotated[str, typer.Option(help="A plan (realtime, fast, paper) or a number of random crops.")] = "fast",
+    views: Annotated[str, typer.Option(help=f"A plan ({', '.join(PLANS)}) or a number of random crops.")] = "fast",
     size: Annotated[
         str | None, typer.Option(help="Input size: 518, or 392x518 (height x width).", show_default="the model's own")
     ] = None,
@@ -98,7 +99,6 @@ def _run(
     from ..images import find_images
     from ..solvers.direct import DirectOptions
     from ..solvers.hashgrid import HashgridOptions
-    from ..views import plan_boxes
 
     # What would fail for every image fails here, once, and before torch takes its seconds to import.
     require("PIL.Image", "vit")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from ..backends import backends, get_num_threads
+from ..runtime import backends, get_num_threads
 
 # What each optional package is for, and the extra that brings it.
 PACKAGES = {
