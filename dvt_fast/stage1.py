@@ -64,15 +64,18 @@ def decompose(
     """Stage 1 on one image: takes views of it, runs the ViT, and solves; "direct" takes the features in as they come.
 
     image: a path, a PIL image or an array (see `images.load_image`). views: a plan or a number of random crops (see
-    `views.plan_boxes`), with seed. coords: "center" or "official". progress: called as progress(done, total, "views"),
-    then as in `solve`. Returns float32 NumPy arrays. Raises what `load_image`, `plan_boxes` and `solve` raise.
+    `views.plan_boxes`). seed: of random crops and of the hashgrid solver. coords: "center" or "official". progress:
+    called as progress(done, total, "views"), then as in `solve`. Returns float32 NumPy arrays. Raises what
+    `load_image`, `plan_boxes` and `solve` raise.
     """
     start = time.perf_counter()
     make = _solver(solver)
     boxes = plan_boxes(views, seed)
     places = np.ascontiguousarray(view_coords(boxes, vit, coords))
+    if solver == "hashgrid":
+        options["seed"] = seed  # of its initial values and its batches
     stream = DirectStream(places, vit.dim, DirectOptions.parse(options)) if solver == "direct" else None
-    kept = None if stream else np.empty((len(boxes), *vit.grid, vit.dim), np.float32)
+    kept = np.empty((0 if stream else len(boxes), *vit.grid, vit.dim), np.float32)
     done = 0
     solving = 0.0
     for batch, _ in iter_views(image, boxes, vit, batch_size, coords):
@@ -114,8 +117,9 @@ def _solver(name: str) -> Callable[..., Solution]:
 
 
 def _decomposition(raw: np.ndarray, solution: Solution, meta: dict[str, Any], kind: Any) -> Decomposition:
-    parts = (raw, solution.semantics, solution.artifacts, solution.residual)
-    return Decomposition(*(like(part, kind) for part in parts), field=solution.field, meta=meta)
+    found = (raw, solution.semantics, solution.artifacts, solution.residual)
+    raw, semantics, artifacts, residual = (like(part, kind) for part in found)
+    return Decomposition(raw, semantics, artifacts, residual, solution.field, meta)
 
 
 def _plain(value: Any) -> Any:

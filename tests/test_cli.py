@@ -93,12 +93,14 @@ def test_options_reach_the_solver(run, photos, tmp_path):
     dvt_fast.set_num_threads(0)
 
 
-@pytest.mark.parametrize("solver, options", [("average", []), ("hashgrid", ["-o", "steps=20"])])
+@pytest.mark.parametrize("solver, options", [("average", {}), ("hashgrid", {"steps": 20, "seed": 5})])
 def test_other_solvers(run, photos, tmp_path, solver, options):
-    code, _, err = run("decompose", photos / "a.jpg", *TINY, "--solver", solver, *options)
+    steps = ["-o", "steps=20"] if options else []
+    code, _, err = run("decompose", photos / "a.jpg", *TINY, "--solver", solver, "--seed", 5, *steps)
     assert code == 0, err
     d = Decomposition.load(tmp_path / "out" / "a.safetensors")
-    assert d.meta["solver"] == solver and np.isfinite(d.query([[0.5, 0.5]])).all()
+    assert (d.meta["solver"], d.meta["options"]) == (solver, options)
+    assert np.isfinite(d.query([[0.5, 0.5]])).all()
 
 
 def test_json_is_one_object_a_line(run, photos, tmp_path):

@@ -16,7 +16,7 @@ from ..errors import Cancelled, DvtError, InputError, OutputError
 from ..extras import require
 from ..files import check_folder, write_whole
 from ..runtime import backends, set_num_threads
-from ..views import PLANS, plan_boxes
+from ..views import DEFAULT_PLAN, PLANS, plan_boxes
 from .progress import Bar
 
 
@@ -36,7 +36,9 @@ def command(
         typer.Option(metavar="FILE", help="Local weights: .safetensors, or a torch checkpoint.", show_default="timm's"),
     ] = None,
     solver: Annotated[Solver, typer.Option(help="How F and G are found.")] = Solver.direct,
-    views: Annotated[str, typer.Option(help=f"A plan ({', '.join(PLANS)}) or a number of random crops.")] = "fast",
+    views: Annotated[
+        str, typer.Option(help=f"A plan ({', '.join(PLANS)}) or a number of random crops.")
+    ] = DEFAULT_PLAN,
     size: Annotated[
         str | None, typer.Option(help="Input size: 518, or 392x518 (height x width).", show_default="the model's own")
     ] = None,
@@ -45,7 +47,7 @@ def command(
     stride: Annotated[
         int | None, typer.Option(help="Pixels from patch to patch.", show_default="the patch size")
     ] = None,
-    seed: Annotated[int, typer.Option(help="For random crops and the hashgrid solver.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random crops and of the hashgrid solver.")] = 0,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the solver, such as steps=2000."),
@@ -129,7 +131,7 @@ def _run(
             bar.begin(path.name)
             started = time.perf_counter()
             try:
-                d = decompose(str(path), vit, progress=bar.step, **options, **solver_options)
+                d = decompose(str(path), vit, progress=bar.step, **(options | solver_options))
                 files = _write(d, path, folder / stem, patch)
             except (OutputError, Cancelled):
                 raise  # a full disk fails the others as well

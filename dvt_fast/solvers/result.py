@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..decomposition import Field
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Solution:
     """semantics, artifacts, residual: float32 [H, W, C]; field: the semantics anywhere; info: how it went (JSON)."""
 
@@ -19,4 +19,4 @@ class Solution:
     artifacts: np.ndarray
     residual: np.ndarray
     field: Field
-    info: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = dataclasses.field(default_factory=dict)
