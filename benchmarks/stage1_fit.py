@@ -60,7 +60,7 @@ def parts_of(model: Stage1Model) -> dict[str, torch.nn.Module]:
 
 
 def check(fitter: _native.HashgridFitter, trainer: Trainer, sample: np.ndarray, second_phase: bool) -> float:
-    """The largest difference of a gradient of one step, relative to the largest gradient of its part."""
+    """The largest relative difference (in the 2-norm) of one step's gradients, over the parts of the model."""
     _, grads = fitter.gradients(sample, second_phase)
     index = torch.from_numpy(sample)
     trainer.model.zero_grad()
@@ -72,7 +72,7 @@ def check(fitter: _native.HashgridFitter, trainer: Trainer, sample: np.ndarray, 
         if name == ("artifacts" if second_phase else "residual"):
             continue
         expected = torch.cat([p.grad.flatten() for p in part.parameters()]).numpy()
-        worst = max(worst, float(np.abs(grads[name] - expected).max() / np.abs(expected).max()))
+        worst = max(worst, float(np.linalg.norm(grads[name] - expected) / np.linalg.norm(expected)))
     if worst > 1e-4:
         raise SystemExit(f"gradients differ by {worst:.1e}: nothing is timed")
     return worst

@@ -10,6 +10,7 @@ namespace dvt {
 namespace {
 
 constexpr int64_t kFloatsPerTask = 8192;
+constexpr int64_t kEntriesPerTask = 2048;
 // Blocks are dealt to this many hands in turn, not in runs: sorted blocks cost from one step to hundreds.
 constexpr int64_t kHands = 64;
 
@@ -37,33 +38,33 @@ LazyAdam::LazyAdam(const AdamOptions& options, std::vector<AdamStep> steps, Adam
       max_count_(max_count),
       histogram_(steps_.size() + 2) {
   order_.at_least(max_count);
+  missed_.at_least(max_count);
 }
 
 void LazyAdam::catch_up(const uint32_t* entries, int64_t count, int64_t step) {
+  parallel_for(count, kEntriesPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) missed_[i] = static_cast<int32_t>(step) - table_.last_step[entries[i]];
+  });
   // Counting sort by missed steps, most first; entries that missed none are left out.
   int32_t most = 0;
   for (int64_t i = 0; i < count; ++i) {
-    const int32_t missed = static_cast<int32_t>(step) - table_.last_step[entries[i]];
-    most = std::max(most, missed);
-    ++histogram_[static_cast<size_t>(missed)];
+    most = std::max(most, missed_[i]);
+    ++histogram_[static_cast<size_t>(missed_[i])];
   }
-  int32_t start = 0;
-  for (int32_t missed = most; missed >= 0; --missed) {
-    const int32_t bucket = histogram_[static_cast<size_t>(missed)];
-    histogram_[static_cast<size_t>(missed)] = start;
-    if (missed > 0) start += bucket;
+  int32_t late = 0;
+  for (int32_t missed = most; missed > 0; --missed) {
+    const int32_t entries_here = histogram_[static_cast<size_t>(missed)];
+    histogram_[static_cast<size_t>(missed)] = late;  // where this bucket starts
+    late += entries_here;
   }
-  const int64_t late = start;
-  for (int64_t i = 0; i < count; ++i) {
-    const int32_t missed = static_cast<int32_t>(step) - table_.last_step[entries[i]];
-    if (missed > 0) order_[histogram_[static_cast<size_t>(missed)]++] = entries[i];
-  }
+  for (int64_t i = 0; i < count; ++i)
+    if (missed_[i] > 0) order_[histogram_[static_cast<size_t>(missed_[i])]++] = entries[i];
   std::fill_n(histogram_.begin(), most + 1, 0);
 
   const AdamKernels& kernels = adam_kernels();
   const int64_t per_block = kernels.block_floats / table_.width, blocks = (late + per_block - 1) / per_block;
   const auto block_size = [&](int64_t b) {
-    return b < blocks ? static_cast<int>(std::min(per_block, late - b * per_block)) : 0;
+    return b < blocks ? static_cast<int>(std::min<int64_t>(per_block, late - b * per_block)) : 0;
   };
   parallel_for(std::min(blocks, kHands), 1, [&](int64_t begin, int64_t end) {
     for (int64_t hand = begin; hand < end; ++hand)

@@ -73,6 +73,7 @@ class LazyAdam {
   AdamTable table_;
   int64_t max_count_;
   Buffer<uint32_t> order_;
+  Buffer<int32_t> missed_;
   std::vector<int32_t> histogram_;
 };
 
