@@ -54,7 +54,7 @@ def bilinear(image: np.ndarray, coords: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Planted:
-    """features [V, P, P, C], coords [V, P, P, 2], and the truth: clean [P, P, C] at the full view, artifacts [P, P, C]."""
+    """features [V, P, P, C], coords [V, P, P, 2]; the truth: clean and artifacts [P, P, C], at the full view."""
 
     features: np.ndarray
     coords: np.ndarray
@@ -87,7 +87,10 @@ def make(channels=96, patches=24, views=160, seed=0, noise=0.1, artifact=1.0, re
     artifacts = artifact * (smooth + rng.normal(0, 0.4, (patches, patches, channels)))
     artifacts = (artifacts - artifacts.mean((0, 1))).astype(np.float32)
     coords = view_coords(plan_boxes(views, seed=seed), (patches, patches))
-    turn, place = rng.normal(0, 1 / np.sqrt(channels), (channels, channels)), rng.normal(0, 1, (patches, patches, channels))
+    turn, place = (
+        rng.normal(0, 1 / np.sqrt(channels), (channels, channels)),
+        rng.normal(0, 1, (patches, patches, channels)),
+    )
     features = np.empty((*coords.shape[:-1], channels), np.float32)
     for v in range(len(coords)):
         f = field(coords[v])
@@ -157,7 +160,9 @@ def main() -> None:
     v, c = arguments.views + 1, arguments.channels
     print(f"planted: {v} views, {arguments.patches} x {arguments.patches} patches, {c} channels")
     for name, (cosine, error, artifact_error, seconds) in rows.items():
-        print(f"{name:22} cosine {cosine:.4f}  error of F {error:.4f}  error of G {artifact_error:.4f}  {seconds:8.3f} s")
+        print(
+            f"{name:22} cosine {cosine:.4f}  error of F {error:.4f}  error of G {artifact_error:.4f}  {seconds:8.3f} s"
+        )
     if arguments.json:
         keys = ("cosine", "error_F", "error_G", "seconds")
         out = {"environment": environment(), "settings": {k: v for k, v in vars(arguments).items() if k != "json"}}

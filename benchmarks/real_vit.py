@@ -23,15 +23,18 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import environment  # noqa: E402
+from common import environment
 
-import dvt_fast  # noqa: E402
-from dvt_fast.artifact_map import position_share  # noqa: E402
-from dvt_fast.arrays import to_numpy  # noqa: E402
-from dvt_fast.views import iter_views, plan_boxes, view_coords  # noqa: E402
+import dvt_fast
+from dvt_fast.arrays import to_numpy
+from dvt_fast.artifact_map import position_share
+from dvt_fast.views import iter_views, plan_boxes, view_coords
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-NAME, WEIGHTS = "vit_tiny_patch16_224.augreg_in21k_ft_in1k", DATA / "weights" / "vit_tiny_patch16_224_augreg.safetensors"
+NAME, WEIGHTS = (
+    "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+    DATA / "weights" / "vit_tiny_patch16_224_augreg.safetensors",
+)
 CLASSES, UNLABELLED = 11, 11
 PLANS = {
     "realtime": "realtime",
@@ -81,10 +84,14 @@ def share(images: int = 20, views: int | str = 96, norms: tuple[bool, ...] = (Fa
             stack = np.stack(values)
             norms_ = np.linalg.norm(stack, axis=-1)
             row = {"position_share": position_share(stack), "corner_similarity": corner_similarity(stack)}
-            row |= {"median_norm": float(np.median(norms_)), "corner_norm": float(norms_[:, [0, 0, -1, -1], [0, -1, 0, -1]].mean())}
+            row |= {
+                "median_norm": float(np.median(norms_)),
+                "corner_norm": float(norms_[:, [0, 0, -1, -1], [0, -1, 0, -1]].mean()),
+            }
             out[f"norm={norm} {name}"] = row
             print(
-                f"norm={norm!s:5} views={views!s:9} {name:8} position share {row['position_share']:.3f} (floor {1 / len(files):.3f})"
+                f"norm={norm!s:5} views={views!s:9} {name:8} position share {row['position_share']:.3f}"
+                f" (floor {1 / len(files):.3f})"
                 f"  corner similarity {row['corner_similarity']:.3f}  norm: corners {row['corner_norm']:.1f},"
                 f" median {row['median_norm']:.1f}",
                 flush=True,

@@ -32,13 +32,10 @@ _NAMES = {
     "OutputError": "errors",
     "Cancelled": "errors",
 }
-__all__ = ["__version__", *_NAMES]  # noqa: PLE0604, names are strings
+__all__ = ["__version__", *_NAMES]
 
 if TYPE_CHECKING:
     from .artifact_map import ArtifactMap as ArtifactMap
-    from .runtime import backends as backends
-    from .runtime import get_num_threads as get_num_threads
-    from .runtime import set_num_threads as set_num_threads
     from .decomposition import Decomposition as Decomposition
     from .errors import Cancelled as Cancelled
     from .errors import DvtError as DvtError
@@ -48,6 +45,9 @@ if TYPE_CHECKING:
     from .errors import OutputError as OutputError
     from .errors import WeightsError as WeightsError
     from .hash_grid import HashGrid as HashGrid
+    from .runtime import backends as backends
+    from .runtime import get_num_threads as get_num_threads
+    from .runtime import set_num_threads as set_num_threads
     from .stage1 import decompose as decompose
     from .stage1 import solve as solve
     from .views import Views as Views

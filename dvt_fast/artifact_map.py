@@ -50,8 +50,8 @@ class ArtifactMap:
     ) -> ArtifactMap:
         """The median over images of the G that `decompose` finds in each.
 
-        The median, because G of one image holds some of its content and content differs between images. progress: called
-        as progress(done, total, "images"). options: of the direct solver.
+        The median, because G of one image holds some of its content and content differs between images. progress:
+        called as progress(done, total, "images"). options: of the direct solver.
         """
         from .stage1 import decompose
 
@@ -95,7 +95,7 @@ class ArtifactMap:
 
 
 def position_share(maps: np.ndarray) -> float:
-    """Share of the variance of maps [n, H, W, C] that the position explains: 1/n where they are unrelated, 1 where equal."""
+    """Share of the variance of maps [n, H, W, C] that position explains: 1/n for unrelated maps, 1 for equal ones."""
     mean = maps.mean((0, 1, 2))
     total = ((maps - mean) ** 2).sum()
     return float(((maps.mean(0) - mean) ** 2).sum() * len(maps) / total) if total > 0 else 0.0

@@ -23,7 +23,9 @@ def test_interpolation(isa, channels):
     # A field linear in the coordinates is reproduced exactly: the index mathematics, against a formula.
     y, x = np.meshgrid(np.linspace(0, 1, 5), np.linspace(0, 1, 7), indexing="ij")
     plane = (2 * x - 3 * y + 1).astype(np.float32)[..., None]
-    np.testing.assert_allclose(_native.interpolate(plane, coords)[:, 0], 2 * coords[:, 0] - 3 * coords[:, 1] + 1, atol=2e-6)
+    np.testing.assert_allclose(
+        _native.interpolate(plane, coords)[:, 0], 2 * coords[:, 0] - 3 * coords[:, 1] + 1, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 16, 40, 300])

@@ -12,7 +12,9 @@ def test_dense_solve(isa, n, columns):
     rng = np.random.default_rng(n)
     root = rng.standard_normal((n, n + 10)) / np.sqrt(n)
     a, b = root @ root.T + 0.5 * np.eye(n), rng.standard_normal((n, columns))
-    lower = np.tril(a).astype(np.float32) + np.triu(np.full((n, n), np.nan, np.float32), 1)  # the upper half is not read
+    lower = np.tril(a).astype(np.float32) + np.triu(
+        np.full((n, n), np.nan, np.float32), 1
+    )  # the upper half is not read
     x = _native.cholesky_solve(lower, b.astype(np.float32))
     expected = np.linalg.solve(a, b)
     # Conditioned to about 10: a few units of float32 rounding on numbers of the size of the solution.

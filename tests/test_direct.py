@@ -149,7 +149,9 @@ def test_outlier_tokens_lose_their_say():
     """Tokens at fixed places with 25 times the norm, different in every view: only reweighting keeps F clean."""
     features, coords, field, _ = planted(views=60, patches=8)
     rng = np.random.default_rng(1)
-    features[:, [0, 0, -1, -1], [0, -1, 0, -1]] += 100 + 40 * rng.standard_normal((len(features), 4, 20)).astype(np.float32)
+    features[:, [0, 0, -1, -1], [0, -1, 0, -1]] += 100 + 40 * rng.standard_normal((len(features), 4, 20)).astype(
+        np.float32
+    )
     truth = field(coords[-1])
 
     def error(found):

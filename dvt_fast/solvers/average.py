@@ -44,7 +44,7 @@ def solve_average(
 
 
 def _fill_holes(sums: np.ndarray, coverage: np.ndarray) -> np.ndarray:
-    """sums / coverage; nodes that no row reached take the mean of their neighbours, from the rim of each hole inwards."""
+    """sums / coverage; nodes that no row reached take the mean of their neighbours, from the rim of a hole inwards."""
     known = coverage > 1e-6
     nodes = np.where(known[..., None], sums / np.maximum(coverage, 1e-6)[..., None], 0).astype(np.float32)
     while not known.all():

@@ -16,7 +16,6 @@ from ..errors import InputError
 from .bilinear_field import BilinearField
 from .result import Solution
 
-
 OUTLYING, GAUGE_STEPS = 3.0, 10
 
 
