@@ -1,5 +1,6 @@
 """The command line: what it writes, what it says, and how it fails: one clear line, an exit code, no partial files."""
 
+import errno
 import json
 import os
 import resource
@@ -121,7 +122,7 @@ def test_bad_images_do_not_stop_the_others(run, photos, tmp_path):
     assert code == 1 and len(out.splitlines()) == 2
     assert sorted(os.listdir("out")) == ["a.png", "a.safetensors", "b.png", "b.safetensors"]
     lines = err.splitlines()
-    assert lines[0] == "3 of 5 images failed:" and len(lines) == 4
+    assert lines[0] == "3 failed:" and len(lines) == 4
     for line, name in zip(lines[1:], ("0cut.jpg", "0empty.jpg", "0text.png")):
         assert line.startswith(f"  {photos}/{name}: ")
 
@@ -204,6 +205,19 @@ def test_full_disk(run, photos, tmp_path, limit, file):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (code, err) == (1, f"error: out/{file}: cannot be written: File too large\n")
     assert os.listdir(tmp_path / "out") == []
+
+
+def test_failures_are_reported_also_where_the_disk_fills(run, photos, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (photos / "0empty.jpg").write_bytes(b"")
+    monkeypatch.setattr(os, "fsync", full)
+    code, out, err = run("decompose", photos, *TINY)
+    first, second, third = err.splitlines()
+    assert (code, out, first) == (1, "", "1 failed:")
+    assert second.startswith(f"  {photos}/0empty.jpg: ")
+    assert third == "error: out/a.safetensors: cannot be written: No space left on device"
 
 
 def test_ctrl_c_stops_cleanly(photos, tmp_path):

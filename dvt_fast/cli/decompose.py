@@ -47,7 +47,7 @@ def command(
     stride: Annotated[
         int | None, typer.Option(help="Pixels from patch to patch.", show_default="the patch size")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of random crops and of the hashgrid solver.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of random crops and of the hashgrid solver.", min=0)] = 0,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the solver, such as steps=2000."),
@@ -67,9 +67,10 @@ def command(
     (a picture to look at) appear in the output folder, whole or not at all. An image that fails is reported, and the
     others are still done; the exit code is then 1.
     """
+    failed: list[str] = []
     try:
-        failed, total = _run(
-            paths, as_json=as_json, debug=debug, out=out, threads=threads,
+        _run(
+            paths, failed, as_json=as_json, debug=debug, out=out, threads=threads,
             vit_options={"name": vit, "weights": weights, "size": _size(size), "layer": layer, "norm": norm,
                          "stride": stride},
             options={"views": int(views) if views.isdecimal() else views, "solver": solver.value, "seed": seed},
@@ -79,15 +80,16 @@ def command(
     except (KeyboardInterrupt, Cancelled):
         typer.echo("stopped; the files written so far are whole", err=True)
         raise typer.Exit(130) from None
+    finally:
+        if failed:
+            typer.echo("\n  ".join([f"{len(failed)} failed:", *failed]), err=True)
     if failed:
-        typer.echo(f"{len(failed)} of {total} images failed:", err=True)
-        for path, error in failed:
-            typer.echo(f"  {_about(path, error)}", err=True)
         raise typer.Exit(1)
 
 
 def _run(
     paths: list[str],
+    failed: list[str],
     as_json: bool,
     debug: bool,
     out: Path,
@@ -96,8 +98,8 @@ def _run(
     options: dict[str, Any],
     solver_options: dict[str, Any],
     patch: tuple[int, int] | None,
-) -> tuple[list[tuple[Path, str]], int]:
-    """Decompose every image; returns the failures, each with its reason, and the number of images."""
+) -> None:
+    """Decompose every image; appends a line to `failed` for each that could not be."""
     from ..images import find_images
     from ..solvers.direct import DirectOptions
     from ..solvers.hashgrid import HashgridOptions
@@ -118,14 +120,11 @@ def _run(
     from .. import ViT, decompose
 
     if threads:
-        import torch
-
         set_num_threads(threads)
-        torch.set_num_threads(threads)
+        require("torch", "vit").set_num_threads(threads)
     vit = ViT(**vit_options)
     if patch and not (patch[0] < vit.grid[0] and patch[1] < vit.grid[1]):
         raise InputError(f"--patch {patch[0]},{patch[1]} is outside the {vit.grid[0]} x {vit.grid[1]} patches")
-    failed = []
     with Bar(len(images), counts="steps" if options["solver"] == "hashgrid" else "views") as bar:
         for path, stem in zip(images, output_stems(images, folder), strict=True):
             bar.begin(path.name)
@@ -138,9 +137,9 @@ def _run(
             except Exception as error:
                 if debug:
                     raise
-                failed.append((path, _reason(error)))
+                failed.append(_reason(path, error))
                 if as_json:
-                    bar.say(json.dumps({"image": str(path), "error": failed[-1][1]}))
+                    bar.say(json.dumps({"image": str(path), "error": failed[-1]}))
                 continue
             seconds = time.perf_counter() - started
             if as_json:
@@ -148,7 +147,6 @@ def _run(
                 bar.say(json.dumps({"image": str(path), **files, "shape": [h, w, c], "seconds": round(seconds, 3)}))
             else:
                 bar.say(f"{path}: {files['picture']} and {Path(files['features']).name} ({seconds:.1f} s)")
-    return failed, len(images)
 
 
 def _write(d: Any, image: Path, target: Path, patch: tuple[int, int] | None) -> dict[str, str]:
@@ -182,15 +180,12 @@ def output_stems(images: list[Path], folder: Path) -> list[str]:
     return stems
 
 
-def _reason(error: Exception) -> str:
-    """What went wrong, in one line; for what is not one of our errors, also its type and how to see more."""
-    if isinstance(error, DvtError):
-        return str(error)
-    return f"{type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"
-
-
-def _about(path: Path, reason: str) -> str:
-    return reason if reason.startswith(str(path)) else f"{path}: {reason}"
+def _reason(path: Path, error: Exception) -> str:
+    """What went wrong with which image, in one line; of what is not one of our errors also the type."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, DvtError):
+        text = f"{type(error).__name__}: {text} (--debug shows where)"
+    return text if text.startswith(str(path)) else f"{path}: {text}"
 
 
 def _size(text: str | None) -> int | tuple[int, int] | None:
