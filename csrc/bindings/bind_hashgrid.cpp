@@ -1,7 +1,7 @@
 // The hash grid, the semantics field and the fit of solver "hashgrid".
-#include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <exception>
 
 #include "bindings/field_arrays.h"

@@ -47,7 +47,7 @@ struct HashgridProblem {
   int64_t views, height, width, channels;
 };
 
-// Parameters, or their gradients: pointers into one another's shapes.
+// All parameters, or their gradients.
 struct HashgridParameters {
   float* grid;       // [entries, n_features]
   float* field;      // MLP L * F -> hidden_dim -> C

@@ -10,6 +10,8 @@
 // bits for any number of threads, and no atomics.
 #pragma once
 
+#include <math.h>  // the C functions, which CUDA has too
+
 #include <cstdint>
 
 #include "core/host_device.h"
@@ -66,8 +68,8 @@ DVT_HOST_DEVICE uint32_t hash_grid_entry(const HashGridLevel& level, int n_dims,
 
 // Where a coordinate lies on a level: its lower corner, and the fraction of the way to the next.
 DVT_HOST_DEVICE void hash_grid_position(float scale, float x, uint32_t* corner, float* fraction) {
-  const float position = __builtin_fmaf(scale, x, 0.5f);
-  const float lower = __builtin_floorf(position);
+  const float position = fmaf(scale, x, 0.5f);
+  const float lower = floorf(position);
   *corner = static_cast<uint32_t>(static_cast<int32_t>(lower));
   *fraction = position - lower;
 }
