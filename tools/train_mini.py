@@ -180,9 +180,9 @@ def token_error(y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def train(options: argparse.Namespace) -> None:
     """Blocks first learn side by side, each from the teacher's own tokens, then more and more as one network.
 
-    From random weights a deep student learns little in an hour of one core; a single block that is given the right
-    input learns its part in minutes. So the input of each block is the teacher's with a probability that falls from
-    1 to 0 over the first quarter, and the inner blocks' errors fade out of the loss by the end."""
+    A block that is given the right input learns its part in minutes, while end to end, from random weights, the late
+    blocks wait for the early ones. So the input of each block is the teacher's with a probability that falls from 1
+    to 0 over the first quarter, and the inner blocks' errors fade out of the loss by the end."""
     torch.manual_seed(options.seed)
     teacher = load_teacher(options.data)
     student = VisionTransformer(**CONFIG, num_classes=0)
