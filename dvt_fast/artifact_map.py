@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import numpy as np
 
 from .arrays import like, to_numpy
 from .errors import InputError
-from .files import write_whole
+from .files import read_safetensors, write_safetensors
 from .views import DEFAULT_PLAN
 
 if TYPE_CHECKING:
@@ -78,16 +77,11 @@ class ArtifactMap:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, whole or not at all."""
-        from safetensors.numpy import save
-
-        header = {"format": FORMAT, "version": VERSION, "meta": self.meta}
-        write_whole(path, save({"artifacts": self.values}, metadata={"dvt_fast": json.dumps(header)}))
+        write_safetensors(path, {"artifacts": self.values}, FORMAT, VERSION, meta=self.meta)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ArtifactMap:
         """Read a file of `save`; `InputError` for a file that is not one."""
-        from .files import read_safetensors
-
         header, arrays = read_safetensors(Path(path), FORMAT, VERSION)
         if "artifacts" not in arrays:
             raise InputError(f"{path}: holds no 'artifacts'")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from .arrays import like, to_numpy
-from .errors import InputError, NonFiniteError
-from .files import read_safetensors, write_whole
+from .errors import InputError
+from .files import read_safetensors, write_safetensors
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -103,17 +102,10 @@ class Decomposition:
         The tensors are the four parts and "field.*"; the metadata holds one JSON text under "dvt_fast". Raises
         `NonFiniteError` rather than store NaN or infinity, and `OutputError` for a file that cannot be written.
         """
-        from safetensors.numpy import save
-
         arrays = {name: to_numpy(getattr(self, name)) for name in PARTS}
         field_arrays, field_meta = self.field.state()
         arrays |= {f"field.{name}": to_numpy(array) for name, array in field_arrays.items()}
-        for name, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise NonFiniteError(f"{name} holds NaN or infinity: not written to {path}")
-        header = {"format": FORMAT, "version": VERSION, "meta": self.meta, "field": dict(field_meta)}
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        write_whole(path, save(contiguous, metadata={"dvt_fast": json.dumps(header)}))
+        write_safetensors(path, arrays, FORMAT, VERSION, meta=self.meta, field=dict(field_meta))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Decomposition:

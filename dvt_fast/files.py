@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import InputError, OutputError
+from .errors import InputError, NonFiniteError, OutputError
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes | bytearray | memoryview) -> None:
@@ -51,6 +52,23 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise OutputError(f"{folder}: cannot be written to: {error.strerror or error}") from None
     return folder
+
+
+def write_safetensors(
+    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], format: str, version: int, **header: Any
+) -> None:
+    """Write one of our files: the arrays, and the header fields (JSON types) in its metadata.
+
+    Raises `NonFiniteError` rather than store NaN or infinity, and `OutputError` for a file that cannot be written.
+    """
+    from safetensors.numpy import save
+
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise NonFiniteError(f"{name} holds NaN or infinity: not written to {path}")
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    text = json.dumps({"format": format, "version": version, **header})
+    write_whole(path, save(contiguous, metadata={"dvt_fast": text}))
 
 
 def read_safetensors(path: Path, format: str, version: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -242,3 +242,32 @@ def test_values_beyond_float16_are_refused_where_a_copy_would_lose_them():
     with pytest.raises(InputError, match="view 2 exceed the range of float16"):
         solver.add(features.reshape(views, h * w, channels), coords.reshape(views, h * w, 2))
     assert np.isfinite(dvt_fast.solve(features, coords).semantics).all()  # borrowed: no copy, no limit
+
+
+def test_a_gain_field_is_found_in_turns():
+    """h = A_p * (f - mean f): fitting it in turn with F and G brings both closer to the truth."""
+    features, coords, field, artifacts = planted(views=80, patches=8)
+    gain = 0.4 * np.random.default_rng(3).standard_normal(artifacts.shape)
+    content = field(coords)
+    features = features + (gain * (content - content.mean((0, 1, 2)))).astype(np.float32)
+    truth = field(coords[-1])
+
+    def errors(found):
+        centre = found.query(coords[-1])
+        difference = (centre - centre.mean((0, 1))) - (truth - truth.mean((0, 1)))
+        return np.array([np.linalg.norm(difference), np.linalg.norm(found.artifacts - artifacts)])
+
+    without, once, often = (errors(dvt_fast.solve(features, coords, residual=n)) for n in (0, 1, 5))
+    assert (once < 0.8 * without).all() and (often < once).all()
+
+
+def test_cosine_weights_are_the_ones_of_the_design():
+    features, coords, *_ = planted()
+    features *= np.random.default_rng(0).uniform(0.2, 3, features.shape[:3]).astype(np.float32)[..., None]
+    views, h, w, channels = features.shape
+    solver = _native.DirectSolver(8, 8, h * w, channels, "borrow", True)
+    solver.add(features.reshape(views, h * w, channels), coords.reshape(views, h * w, 2))
+    nodes, *_ = solver.solve(smoothness=0.1, artifact_ridge=0.5, passes=1, outlier_threshold=1.5)
+    energy = (features.reshape(-1, channels).astype(float) ** 2).sum(1)
+    expected, _ = dense_solution(features, coords, (8, 8), 0.1, 0.5, 1 + channels / (2 * energy))
+    assert np.abs(nodes - expected).max() < 1e-3

@@ -33,13 +33,15 @@ class PyDirectSolver {
     if (borrow_) borrowed_.push_back(features);
   }
 
-  py::tuple solve(double smoothness, py::object artifact_ridge, int passes, double outlier_threshold, py::object prior,
-                  bool fix_artifacts, const std::string& method, double tolerance, int max_iterations) {
+  py::tuple solve(double smoothness, py::object artifact_ridge, int passes, int residual, double outlier_threshold,
+                  py::object prior, bool fix_artifacts, const std::string& method, double tolerance,
+                  int max_iterations) {
     DirectOptions options;
     options.smoothness = smoothness;
     options.automatic_ridge = artifact_ridge.is_none();
     if (!options.automatic_ridge) options.artifact_ridge = artifact_ridge.cast<double>();
     options.passes = passes;
+    options.residual = residual;
     options.outlier_threshold = outlier_threshold;
     options.fix_artifacts = fix_artifacts;
     options.method = method == "schur" ? DirectMethod::schur
@@ -132,7 +134,7 @@ void bind_direct(py::module_& m) {
            py::arg("patches"), py::arg("channels"), py::arg("keep"), py::arg("cosine"))
       .def("add", &PyDirectSolver::add, py::arg("features"), py::arg("coords"))
       .def("solve", &PyDirectSolver::solve, py::kw_only(), py::arg("smoothness"), py::arg("artifact_ridge"),
-           py::arg("passes"), py::arg("outlier_threshold"), py::arg("prior") = py::none(),
+           py::arg("passes"), py::arg("residual") = 0, py::arg("outlier_threshold"), py::arg("prior") = py::none(),
            py::arg("fix_artifacts") = false, py::arg("method") = "auto", py::arg("tolerance") = 1e-5,
            py::arg("max_iterations") = 200);
   m.def("interpolate", &interpolate_binding, py::arg("nodes"), py::arg("coords"), py::arg("reference") = false);

@@ -49,8 +49,7 @@ bool parse(const std::string& name, Isa* isa) {
 }
 
 Status check(const std::string& name, Isa* isa) {
-  if (!parse(name, isa))
-    return invalid_argument("DVT_FAST_ISA must be generic, avx2 or avx512, got '", name, "'");
+  if (!parse(name, isa)) return invalid_argument("DVT_FAST_ISA must be generic, avx2 or avx512, got '", name, "'");
   std::string why;
   if (!isa_runs(*isa, &why))
     return Status(StatusCode::unsupported, format("instruction set '", name, "' cannot be used here: ", why));

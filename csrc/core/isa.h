@@ -41,16 +41,16 @@ Status set_isa(const std::string& name);
 #endif
 
 // Use inside namespace dvt.
-#define DVT_DECLARE_KERNELS(Struct, name)                               \
-  namespace generic {                                                   \
-  extern const Struct name;                                             \
-  }                                                                     \
-  DVT_IF_AVX2(namespace avx2 { extern const Struct name; })             \
-  DVT_IF_AVX512(namespace avx512 { extern const Struct name; })         \
-  inline const Struct& name() {                                         \
-    switch (active_isa()) {                                             \
-      DVT_IF_AVX2(case Isa::avx2 : return avx2::name;)                  \
-      DVT_IF_AVX512(case Isa::avx512 : return avx512::name;)            \
-      default: return generic::name;                                    \
-    }                                                                   \
+#define DVT_DECLARE_KERNELS(Struct, name)                       \
+  namespace generic {                                           \
+  extern const Struct name;                                     \
+  }                                                             \
+  DVT_IF_AVX2(namespace avx2 { extern const Struct name; })     \
+  DVT_IF_AVX512(namespace avx512 { extern const Struct name; }) \
+  inline const Struct& name() {                                 \
+    switch (active_isa()) {                                     \
+      DVT_IF_AVX2(case Isa::avx2 : return avx2::name;)          \
+      DVT_IF_AVX512(case Isa::avx512 : return avx512::name;)    \
+      default: return generic::name;                            \
+    }                                                           \
   }

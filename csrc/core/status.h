@@ -51,8 +51,8 @@ Status non_finite(const Args&... args) {
 
 }  // namespace dvt
 
-#define DVT_RETURN_IF_ERROR(expression)       \
-  do {                                        \
-    ::dvt::Status dvt_status_ = (expression); \
+#define DVT_RETURN_IF_ERROR(expression)        \
+  do {                                         \
+    ::dvt::Status dvt_status_ = (expression);  \
     if (!dvt_status_.ok()) return dvt_status_; \
   } while (0)

@@ -27,6 +27,7 @@ class DirectOptions:
     smoothness: lambda, the weight of |grad F|^2 against one row of data; in rows, so that more views smooth less.
     passes: 1 is plain least squares; more reweight the rows by 1 / max(1, e / (outlier_threshold * median e))^2, e the
         residual norm, so that outlier tokens lose their say.
+    residual: how many times a gain field, h = A_p * (F(x) - mean F) channel by channel, and (F, G) are fitted in turn.
     cosine: weigh rows by 1 + C / (2 |y|^2), the quadratic form of MSE + (1 - cos).
     artifact_ridge: mu, how many rows of "G is zero" (or of the prior) each patch is given; None estimates it, as the
         variance of the residual over that of G, from the second pass on.
@@ -41,6 +42,7 @@ class DirectOptions:
     smoothness: float = 0.5
     passes: int = 4
     outlier_threshold: float = 1.5
+    residual: int = 0
     cosine: bool = False
     artifact_ridge: float | None = None
     artifacts: Any = None
@@ -101,7 +103,7 @@ class DirectStream:
         self.coords = coords.reshape(views, h * w, 2)
         self.shape = (h, w, channels)
         ny, nx = fit_grid(coords, options.grid)
-        keep = "nothing" if options.passes == 1 else "borrow" if borrow else "half"
+        keep = "nothing" if options.passes == 1 and options.residual == 0 else "borrow" if borrow else "half"
         self._solver = _native.DirectSolver(ny, nx, h * w, channels, keep, options.cosine)
         self._added = 0
 
@@ -130,6 +132,7 @@ class DirectStream:
             smoothness=o.smoothness,
             artifact_ridge=o.artifact_ridge,
             passes=o.passes,
+            residual=o.residual,
             outlier_threshold=o.outlier_threshold,
             prior=prior,
             fix_artifacts=fixed,

@@ -48,8 +48,8 @@ void interpolate_reference(GridShape grid, int64_t count, const Tap* taps, int64
 
 // The transpose, for several views at once: node_sums[node_k] += weight_i w_k values[i], and patch_sums[i] += weight_i
 // values[i] where patch_sums is given. values[v] [count, channels] float32 or float16 (uint16_t), taps and weights
-// [views, count]; node_sums [ny * nx, channels]; patch_sums [count, channels]. Threads share the channels, so the result
-// does not depend on their number.
+// [views, count]; node_sums [ny * nx, channels]; patch_sums [count, channels]. Threads share the channels, so the
+// result does not depend on their number.
 template <class T>
 void scatter(GridShape grid, int64_t views, int64_t count, const Tap* taps, const float* weights, int64_t channels,
              const T* const* values, float* node_sums, float* patch_sums);
@@ -60,6 +60,18 @@ void scatter_reference(GridShape grid, int64_t count, const Tap* taps, const flo
 template <class T>
 void residual_energy(GridShape grid, int64_t count, const Tap* taps, int64_t channels, const T* values,
                      const float* nodes, const float* artifacts, float* out);
+
+// The sums that fit a gain a patch and channel: with f = interpolate(nodes) - centre and e = values - f - centre -
+// artifacts, cross[i] += weight_i e f and square[i] += weight_i f^2. artifacts, cross, square [count, channels]; centre
+// [channels]; the rest as for scatter.
+template <class T>
+void gain_sums(GridShape grid, int64_t views, int64_t count, const Tap* taps, const float* weights, int64_t channels,
+               const T* const* values, const float* nodes, const float* centre, const float* artifacts, float* cross,
+               float* square);
+
+// scatter of the rows -gain[i] * (interpolate(nodes) - centre); gain [count, channels].
+void scatter_gain(GridShape grid, int64_t views, int64_t count, const Tap* taps, const float* weights, int64_t channels,
+                  const float* gain, const float* nodes, const float* centre, float* node_sums, float* patch_sums);
 
 struct BilinearKernels {
   void (*interpolate)(int64_t count, int64_t nx, const Tap* taps, int64_t channels, const float* nodes, float* out);
@@ -72,6 +84,15 @@ struct BilinearKernels {
                        const float* nodes, const float* artifacts, float* out);
   void (*residual_f16)(int64_t count, int64_t nx, const Tap* taps, int64_t channels, const uint16_t* values,
                        const float* nodes, const float* artifacts, float* out);
+  void (*gain_sums_f32)(int64_t count, int64_t nx, const Tap* taps, const float* weights, int64_t channels, int64_t c0,
+                        int64_t c1, const float* values, const float* nodes, const float* centre,
+                        const float* artifacts, float* cross, float* square);
+  void (*gain_sums_f16)(int64_t count, int64_t nx, const Tap* taps, const float* weights, int64_t channels, int64_t c0,
+                        int64_t c1, const uint16_t* values, const float* nodes, const float* centre,
+                        const float* artifacts, float* cross, float* square);
+  void (*scatter_gain)(int64_t count, int64_t nx, const Tap* taps, const float* weights, int64_t channels, int64_t c0,
+                       int64_t c1, const float* gain, const float* nodes, const float* centre, float* node_sums,
+                       float* patch_sums);
   bool (*all_finite)(int64_t count, const float* values);
   // float32 -> float16, round to nearest even, of finite values; returns the largest magnitude.
   float (*to_half)(int64_t count, const float* from, uint16_t* to);

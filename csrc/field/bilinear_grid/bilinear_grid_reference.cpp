@@ -22,7 +22,8 @@ void scatter_reference(GridShape grid, int64_t count, const Tap* taps, const flo
   for (int64_t i = 0; i < count; ++i)
     for (int64_t c = 0; c < channels; ++c) {
       const float value = weights[i] * values[i * channels + c];
-      for (int k = 0; k < 4; ++k) node_sums[node_of(grid, taps[i], k) * channels + c] += tap_weights(taps[i]).w[k] * value;
+      for (int k = 0; k < 4; ++k)
+        node_sums[node_of(grid, taps[i], k) * channels + c] += tap_weights(taps[i]).w[k] * value;
       if (patch_sums) patch_sums[i * channels + c] += value;
     }
 }

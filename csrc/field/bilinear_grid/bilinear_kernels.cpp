@@ -88,13 +88,63 @@ DVT_INLINE void residual(int64_t count, int64_t nx, const Tap* taps, int64_t cha
   }
 }
 
-void residual_f32(int64_t count, int64_t nx, const Tap* taps, int64_t channels, const float* values,
-                  const float* nodes, const float* artifacts, float* out) {
+void residual_f32(int64_t count, int64_t nx, const Tap* taps, int64_t channels, const float* values, const float* nodes,
+                  const float* artifacts, float* out) {
   residual(count, nx, taps, channels, values, nodes, artifacts, out);
 }
 void residual_f16(int64_t count, int64_t nx, const Tap* taps, int64_t channels, const uint16_t* values,
                   const float* nodes, const float* artifacts, float* out) {
   residual(count, nx, taps, channels, values, nodes, artifacts, out);
+}
+
+template <class T>
+DVT_INLINE void gain_sums(int64_t count, int64_t nx, const Tap* taps, const float* weights, int64_t channels,
+                          int64_t c0, int64_t c1, const T* values, const float* nodes, const float* centre,
+                          const float* artifacts, float* cross, float* square) {
+  for (int64_t i = 0; i < count; ++i) {
+    const TapWeights t = tap_weights(taps[i]);
+    const float* n0 = nodes + taps[i].node * channels;
+    const float *n1 = n0 + channels, *n2 = n0 + nx * channels, *n3 = n2 + channels;
+    const int64_t row = i * channels;
+    for_channels(c0, c1, [&](int64_t c, auto lanes) {
+      const vfloat field = lanes.get(n0 + c) * t.w[0] + lanes.get(n1 + c) * t.w[1] + lanes.get(n2 + c) * t.w[2] +
+                           lanes.get(n3 + c) * t.w[3];
+      const vfloat e = lanes.get(values + row + c) - field - lanes.get(artifacts + row + c);
+      const vfloat f = field - lanes.get(centre + c), wf = f * weights[i];
+      lanes.put(cross + row + c, lanes.get(cross + row + c) + wf * e);
+      lanes.put(square + row + c, lanes.get(square + row + c) + wf * f);
+    });
+  }
+}
+void gain_sums_f32(int64_t count, int64_t nx, const Tap* taps, const float* weights, int64_t channels, int64_t c0,
+                   int64_t c1, const float* values, const float* nodes, const float* centre, const float* artifacts,
+                   float* cross, float* square) {
+  gain_sums(count, nx, taps, weights, channels, c0, c1, values, nodes, centre, artifacts, cross, square);
+}
+void gain_sums_f16(int64_t count, int64_t nx, const Tap* taps, const float* weights, int64_t channels, int64_t c0,
+                   int64_t c1, const uint16_t* values, const float* nodes, const float* centre, const float* artifacts,
+                   float* cross, float* square) {
+  gain_sums(count, nx, taps, weights, channels, c0, c1, values, nodes, centre, artifacts, cross, square);
+}
+
+void scatter_gain(int64_t count, int64_t nx, const Tap* taps, const float* weights, int64_t channels, int64_t c0,
+                  int64_t c1, const float* gain, const float* nodes, const float* centre, float* node_sums,
+                  float* patch_sums) {
+  for (int64_t i = 0; i < count; ++i) {
+    const TapWeights t = tap_weights(taps[i]);
+    const int64_t o0 = taps[i].node * channels, o1 = o0 + channels, o2 = o0 + nx * channels, o3 = o2 + channels;
+    const int64_t row = i * channels;
+    for_channels(c0, c1, [&](int64_t c, auto lanes) {
+      const vfloat f = lanes.get(nodes + o0 + c) * t.w[0] + lanes.get(nodes + o1 + c) * t.w[1] +
+                       lanes.get(nodes + o2 + c) * t.w[2] + lanes.get(nodes + o3 + c) * t.w[3] - lanes.get(centre + c);
+      const vfloat v = lanes.get(gain + row + c) * f * -weights[i];
+      lanes.put(node_sums + o0 + c, lanes.get(node_sums + o0 + c) + v * t.w[0]);
+      lanes.put(node_sums + o1 + c, lanes.get(node_sums + o1 + c) + v * t.w[1]);
+      lanes.put(node_sums + o2 + c, lanes.get(node_sums + o2 + c) + v * t.w[2]);
+      lanes.put(node_sums + o3 + c, lanes.get(node_sums + o3 + c) + v * t.w[3]);
+      lanes.put(patch_sums + row + c, lanes.get(patch_sums + row + c) + v);
+    });
+  }
 }
 
 template <class T>
@@ -146,8 +196,9 @@ float to_half(int64_t count, const float* from, uint16_t* to) {
 
 }  // namespace
 
-const BilinearKernels bilinear_kernels = {interpolate,  scatter_f32, scatter_f16, residual_f32, residual_f16,
-                                          all_finite,   to_half,     energy_f32,  energy_f16};
+const BilinearKernels bilinear_kernels = {interpolate,  scatter_f32,   scatter_f16,   residual_f32,
+                                          residual_f16, gain_sums_f32, gain_sums_f16, scatter_gain,
+                                          all_finite,   to_half,       energy_f32,    energy_f16};
 
 }  // namespace DVT_ISA
 }  // namespace dvt

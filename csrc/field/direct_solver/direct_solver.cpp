@@ -28,6 +28,7 @@ constexpr int64_t kGroup = 16;
 constexpr double kSettled = 2e-3;
 // With an automatic ridge: the first pass's, which is also the largest, and the smallest.
 constexpr double kLargestRidge = 5, kSmallestRidge = 0.01;
+constexpr double kGainRidge = 20;
 constexpr double kOutlyingArtifact = 1.5;  // in medians of |G|
 
 }  // namespace
@@ -269,8 +270,14 @@ Status DirectSolver::solve_pcg(const System& system, const DirectOptions& option
     const float diagonal = system.patch_weights[i] + system.ridge[i];
     inverse[n + i] = diagonal > 0 ? 1.0f / diagonal : 0.0f;
   }
-  const PcgProblem problem{grid_,          patches_,       views_,  taps_.data(), weights_.data(),
-                           inverse.data(), system.ridge.data(), static_cast<float>(system.lambda)};
+  const PcgProblem problem{grid_,
+                           patches_,
+                           views_,
+                           taps_.data(),
+                           weights_.data(),
+                           inverse.data(),
+                           system.ridge.data(),
+                           static_cast<float>(system.lambda)};
   const int64_t blocks = (channels_ + width - 1) / width;
   std::vector<int> iterations(static_cast<size_t>(blocks));
   parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
@@ -294,12 +301,51 @@ Status DirectSolver::solve_pcg(const System& system, const DirectOptions& option
   return Status();
 }
 
+// gain [patches, channels] = A, and centre [channels] = the mean of F over its nodes. A is pulled to zero by kGainRidge
+// rows of ordinary content.
+void DirectSolver::fit_gain(const float* nodes, const float* artifacts, float* gain, float* centre) const {
+  const int64_t n = grid_.nodes(), c = channels_, p = patches_;
+  std::vector<double> sums(static_cast<size_t>(c), 0.0), squares(static_cast<size_t>(c), 0.0);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t k = 0; k < c; ++k) sums[k] += nodes[i * c + k];
+  for (int64_t k = 0; k < c; ++k) centre[k] = static_cast<float>(sums[k] / static_cast<double>(n));
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t k = 0; k < c; ++k) squares[k] += std::pow(nodes[i * c + k] - centre[k], 2.0);
+  Buffer<float> square;
+  square.zeroed(p * c);
+  std::memset(gain, 0, sizeof(float) * static_cast<size_t>(p * c));
+  if (keep_ == Keep::borrow)
+    gain_sums(grid_, views_, p, taps_.data(), weights_.data(), c, borrowed_.data(), nodes, centre, artifacts, gain,
+              square.data());
+  else
+    gain_sums(grid_, views_, p, taps_.data(), weights_.data(), c, half_.data(), nodes, centre, artifacts, gain,
+              square.data());
+  for (int64_t i = 0; i < p; ++i)
+    for (int64_t k = 0; k < c; ++k) {
+      const double variance = squares[k] / static_cast<double>(n);
+      gain[i * c + k] /= static_cast<float>(square[i * c + k] + kGainRidge * variance + 1e-30);
+    }
+}
+
 bool DirectSolver::schur_is_cheaper() const {
   const double n = static_cast<double>(grid_.nodes()), p = static_cast<double>(patches_);
   const double c = static_cast<double>(channels_), rows = static_cast<double>(views_) * p;
   const double schur = n * p * (2.0 * static_cast<double>(grid_.nx) + p + 4.0 * c) + p * p * (p / 3.0 + 2.0 * c);
   const double iterations = 25, slowness = 4;  // measured: gathers and scatters run at a quarter of the products' rate
   return schur < iterations * slowness * c * (20.0 * rows + 30.0 * n);
+}
+
+// F and G for the system's right-hand side, which holds what the prior does not explain.
+Status DirectSolver::solve_once(const System& system, const DirectOptions& options, const float* prior, float* nodes,
+                                float* artifacts, DirectReport* report) const {
+  const int64_t size = patches_ * channels_;
+  if (options.fix_artifacts) std::memset(artifacts, 0, sizeof(float) * static_cast<size_t>(size));
+  DVT_RETURN_IF_ERROR(report->method == DirectMethod::pcg
+                          ? solve_pcg(system, options, nodes, artifacts, report)
+                          : solve_schur(system, options.fix_artifacts, nodes, artifacts));
+  if (prior)
+    for (int64_t i = 0; i < size; ++i) artifacts[i] += prior[i];
+  return Status();
 }
 
 Status DirectSolver::solve(const DirectOptions& options, const float* prior, float* nodes, float* artifacts,
@@ -309,8 +355,9 @@ Status DirectSolver::solve(const DirectOptions& options, const float* prior, flo
   if (!(options.artifact_ridge >= 0))
     return invalid_argument("artifact_ridge must not be negative, got ", options.artifact_ridge);
   if (options.passes < 1) return invalid_argument("passes must be at least 1, got ", options.passes);
-  if (options.passes > 1 && keep_ == Keep::nothing)
-    return invalid_argument("reweighted passes need the features, and they were not kept: use one pass");
+  if (options.residual < 0) return invalid_argument("residual must not be negative, got ", options.residual);
+  if ((options.passes > 1 || options.residual > 0) && keep_ == Keep::nothing)
+    return invalid_argument("reweighted passes and a residual need the features, and they were not kept: use one pass");
   if (options.fix_artifacts && !prior) return invalid_argument("fixed artifacts were asked for and none were given");
   const int64_t n = grid_.nodes(), c = channels_, p = patches_;
   report->method = options.method;
@@ -343,12 +390,20 @@ Status DirectSolver::solve(const DirectOptions& options, const float* prior, flo
       scatter(grid_, views_, p, taps_.data(), negative.data(), c, priors.data(), system.nodes_rhs.data(),
               system.patches_rhs.data());
     }
-    if (options.fix_artifacts) std::memset(artifacts, 0, sizeof(float) * static_cast<size_t>(p * c));
-    DVT_RETURN_IF_ERROR(report->method == DirectMethod::pcg
-                            ? solve_pcg(system, options, nodes, artifacts, report)
-                            : solve_schur(system, options.fix_artifacts, nodes, artifacts));
-    if (prior)
-      for (int64_t i = 0; i < p * c; ++i) artifacts[i] += prior[i];
+    DVT_RETURN_IF_ERROR(solve_once(system, options, prior, nodes, artifacts, report));
+  }
+  if (options.residual > 0) {
+    Buffer<float> gain(p * c), centre(c), nodes_rhs(n * c), patches_rhs(p * c);
+    std::memcpy(nodes_rhs.data(), system.nodes_rhs.data(), sizeof(float) * static_cast<size_t>(n * c));
+    std::memcpy(patches_rhs.data(), system.patches_rhs.data(), sizeof(float) * static_cast<size_t>(p * c));
+    for (int turn = 0; turn < options.residual; ++turn) {
+      fit_gain(nodes, artifacts, gain.data(), centre.data());
+      std::memcpy(system.nodes_rhs.data(), nodes_rhs.data(), sizeof(float) * static_cast<size_t>(n * c));
+      std::memcpy(system.patches_rhs.data(), patches_rhs.data(), sizeof(float) * static_cast<size_t>(p * c));
+      scatter_gain(grid_, views_, p, taps_.data(), weights_.data(), c, gain.data(), nodes, centre.data(),
+                   system.nodes_rhs.data(), system.patches_rhs.data());
+      DVT_RETURN_IF_ERROR(solve_once(system, options, prior, nodes, artifacts, report));
+    }
   }
   if (!options.fix_artifacts)
     for (int64_t i = 0; i < p; ++i) {

@@ -2,10 +2,11 @@
 //
 // With the semantics F a bilinear grid and the artifacts G one vector a patch, minimise
 //
-//     sum_n w_n | y_n - sum_k b_nk F_k - G_p(n) |^2  +  lambda | grad F |^2  +  mu | G - G0 |^2
+//     sum_n w_n | y_n - sum_k b_nk F_k - G_p(n) - h_n |^2  +  lambda | grad F |^2  +  mu | G - G0 |^2
 //
-// over all rows n = (view, patch). The matrix is the same for every channel. With K = A^T W A + lambda L (9-point
-// stencil), E = A^T W B, D = B^T W B (diagonal), where A holds the bilinear weights and B picks the patch:
+// over all rows n = (view, patch), at first with h = 0. The matrix is the same for every channel. With K = A^T W A +
+// lambda L (9-point stencil), E = A^T W B, D = B^T W B (diagonal), where A holds the bilinear weights and B picks the
+// patch:
 //
 //     [ K    E      ] [F]   [ r_F ]
 //     [ E^T  D + mu ] [G] = [ r_G ]
@@ -19,8 +20,12 @@
 // The only null direction with mu = 0 is a constant moved between F and G; with G0 = 0 the solution has mean(G) = 0.
 //
 // Few views tell F and a smooth G badly apart, so mu must be several rows to keep content out of a G that is small
-// against the noise; it is estimated as the ratio of the two variances, and each patch has its own. It shrinks G; the G returned is therefore the
-// weighted mean of what F leaves, which is not shrunk.
+// against the noise; it is estimated as the ratio of the two variances, and each patch has its own. It shrinks G; the G
+// returned is therefore the weighted mean of what F leaves, which is not shrunk.
+//
+// What depends on both content and position is modelled as a gain field, h = A_p * (F(x) - mean F), channel by channel:
+// the first term of any smooth h(x, p) beyond F and G, and unlike a predictor from y itself it cannot explain the data
+// away. A is fitted to the residual and F, G to y - h, in turn (`residual` times).
 //
 // The right-hand side accumulates while views arrive. Reweighted passes (row weights that fall with the residual, so
 // that outlier tokens lose their say) read the features again, from the caller's memory or from a float16 copy.
@@ -38,25 +43,26 @@ namespace dvt {
 enum class DirectMethod { automatic = 0, schur, pcg };
 
 struct DirectOptions {
-  double smoothness = 0.5;       // lambda, against a row of weight 1; > 0. |grad F|^2 does not change with the grid in 2D
-  bool automatic_ridge = true;  // mu from the data: 5 in the first pass, estimated after it
-  double artifact_ridge = 0;    // mu otherwise, in rows: how many observations of G0 (or of zero) it counts for
-  int passes = 4;               // 1: plain least squares; more: reweighted until the weights settle
+  double smoothness = 0.5;  // lambda, against a row of weight 1; > 0. |grad F|^2 does not change with the grid in 2D
+  bool automatic_ridge = true;     // mu from the data: 5 in the first pass, estimated after it
+  double artifact_ridge = 0;       // mu otherwise, in rows: how many observations of G0 (or of zero) it counts for
+  int passes = 4;                  // 1: plain least squares; more: reweighted until the weights settle
+  int residual = 0;                // how many times h and (F, G) are fitted in turn
   double outlier_threshold = 1.5;  // row weight 1 / max(1, e / (threshold * median e))^2
-  bool cosine = false;          // rows weighted 1 + C / (2 |y|^2): the quadratic form of MSE + (1 - cos)
-  bool fix_artifacts = false;   // G = G0, not solved for
+  bool cosine = false;             // rows weighted 1 + C / (2 |y|^2): the quadratic form of MSE + (1 - cos)
+  bool fix_artifacts = false;      // G = G0, not solved for
   DirectMethod method = DirectMethod::automatic;
-  double tolerance = 1e-5;      // pcg: relative residual of every channel
-  int max_iterations = 200;     // pcg
+  double tolerance = 1e-5;   // pcg: relative residual of every channel
+  int max_iterations = 200;  // pcg
 };
 
 struct DirectReport {
   DirectMethod method = DirectMethod::automatic;
-  int passes = 0;                  // solved; fewer than asked for where the weights settled
-  int iterations = 0;              // pcg: the most that any channel block took in the last pass
-  double artifact_ridge = 0;       // mu of an ordinary patch in the last pass
-  double median_residual = 0;      // of |y - F - G| over rows, before the last pass (passes > 1)
-  double outlier_share = 0;        // rows with weight below one half in the last pass
+  int passes = 0;              // solved; fewer than asked for where the weights settled
+  int iterations = 0;          // pcg: the most that any channel block took in the last pass
+  double artifact_ridge = 0;   // mu of an ordinary patch in the last pass
+  double median_residual = 0;  // of |y - F - G| over rows, before the last pass (passes > 1)
+  double outlier_share = 0;    // rows with weight below one half in the last pass
 };
 
 // How the features of a view outlast `add`.
@@ -70,7 +76,8 @@ class DirectSolver {
   // infinity; then nothing of this call is kept.
   Status add(int64_t views, const float* features, const float* coords);
 
-  // prior [patches, channels] or null: G0. nodes [grid.nodes(), channels] and artifacts [patches, channels] are written.
+  // prior [patches, channels] or null: G0. nodes [grid.nodes(), channels] and artifacts [patches, channels] are
+  // written.
   Status solve(const DirectOptions& options, const float* prior, float* nodes, float* artifacts, DirectReport* report);
 
   int64_t views() const { return views_; }
@@ -88,6 +95,9 @@ class DirectSolver {
                 DirectReport* report);
   bool estimate_ridge(const float* artifacts, const float* prior, double median_residual, System* system) const;
   static float unshrinkage(const System& system, int64_t patch);
+  void fit_gain(const float* nodes, const float* artifacts, float* gain, float* centre) const;
+  Status solve_once(const System& system, const DirectOptions& options, const float* prior, float* nodes,
+                    float* artifacts, DirectReport* report) const;
   void build(const DirectOptions& options, System* system) const;
   Status solve_schur(const System& system, bool fixed, float* nodes, float* artifacts) const;
   Status solve_pcg(const System& system, const DirectOptions& options, float* nodes, float* artifacts,
@@ -98,12 +108,12 @@ class DirectSolver {
   int64_t patches_, channels_, views_ = 0;
   Keep keep_;
   bool cosine_;
-  std::vector<Tap> taps_;            // [views, patches]
-  std::vector<float> base_weights_;  // [views, patches]: 1, or the cosine term's
-  std::vector<float> weights_;       // [views, patches]: base times the outlier weight of the current pass
-  std::vector<Buffer<uint16_t>> bank_;   // a view each, with Keep::half
-  std::vector<const uint16_t*> half_;    // where they are
-  std::vector<const float*> borrowed_;   // a view each, with Keep::borrow
+  std::vector<Tap> taps_;                      // [views, patches]
+  std::vector<float> base_weights_;            // [views, patches]: 1, or the cosine term's
+  std::vector<float> weights_;                 // [views, patches]: base times the outlier weight of the current pass
+  std::vector<Buffer<uint16_t>> bank_;         // a view each, with Keep::half
+  std::vector<const uint16_t*> half_;          // where they are
+  std::vector<const float*> borrowed_;         // a view each, with Keep::borrow
   Buffer<float> first_nodes_, first_patches_;  // right-hand side of the first pass
 };
 
@@ -111,8 +121,8 @@ class DirectSolver {
 struct PcgProblem {
   GridShape grid;
   int64_t patches, views;
-  const Tap* taps;         // [views, patches]
-  const float* weights;    // [views, patches]
+  const Tap* taps;                // [views, patches]
+  const float* weights;           // [views, patches]
   const float* inverse_diagonal;  // [nodes + patches]
   const float* ridge;             // [patches]: mu
   float lambda;

@@ -66,7 +66,11 @@ void BandedCholesky::solve(bool forward, bool backward, int64_t columns, float* 
   });
 }
 
-void BandedCholesky::solve_forward(int64_t columns, float* b, int64_t ldb) const { solve(true, false, columns, b, ldb); }
-void BandedCholesky::solve_backward(int64_t columns, float* b, int64_t ldb) const { solve(false, true, columns, b, ldb); }
+void BandedCholesky::solve_forward(int64_t columns, float* b, int64_t ldb) const {
+  solve(true, false, columns, b, ldb);
+}
+void BandedCholesky::solve_backward(int64_t columns, float* b, int64_t ldb) const {
+  solve(false, true, columns, b, ldb);
+}
 
 }  // namespace dvt

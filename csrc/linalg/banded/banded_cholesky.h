@@ -30,8 +30,8 @@ class BandedCholesky {
   void solve(bool forward, bool backward, int64_t columns, float* b, int64_t ldb) const;
 
   int64_t n_ = 0, band_ = 0;
-  Buffer<double> exact_;     // [n, band + 1], the factor while it is computed
-  Buffer<float> factor_;     // [n, band + 1], off-diagonal entries of L; the last of a row holds 1 / L[i, i]
+  Buffer<double> exact_;      // [n, band + 1], the factor while it is computed
+  Buffer<float> factor_;      // [n, band + 1], off-diagonal entries of L; the last of a row holds 1 / L[i, i]
   Buffer<float> transposed_;  // [n, band + 1], column i of L: [k] = L[i + 1 + k, i], the last 1 / L[i, i]
 };
 

@@ -58,8 +58,8 @@ Status cholesky_factor(int64_t n, float* a, int64_t lda) {
     // The trailing lower triangle, in column strips that start at the diagonal.
     constexpr int64_t kStrip = 384;
     for (int64_t j = 0; j < below; j += kStrip)
-      gemm(Transpose::no, Transpose::yes, {below - j, std::min(kStrip, below - j), size}, -1.0f, panel.data() + j * size,
-           size, panel.data() + j * size, size, 1.0f, under + j * lda + size + j, lda);
+      gemm(Transpose::no, Transpose::yes, {below - j, std::min(kStrip, below - j), size}, -1.0f,
+           panel.data() + j * size, size, panel.data() + j * size, size, 1.0f, under + j * lda + size + j, lda);
   }
   return Status();
 }
@@ -79,8 +79,8 @@ void cholesky_solve(int64_t n, const float* l, int64_t lda, int64_t columns, flo
         gemm(Transpose::no, Transpose::no, {n - k - size, columns, size}, -1.0f, l + (k + size) * lda + k, lda,
              solved.data(), columns, 1.0f, b + (k + size) * ldb, ldb);
       if (!forward && k > 0)
-        gemm(Transpose::yes, Transpose::no, {k, columns, size}, -1.0f, l + k * lda, lda, solved.data(), columns, 1.0f, b,
-             ldb);
+        gemm(Transpose::yes, Transpose::no, {k, columns, size}, -1.0f, l + k * lda, lda, solved.data(), columns, 1.0f,
+             b, ldb);
     }
 }
 

@@ -28,7 +28,8 @@ void gemm(Transpose trans_a, Transpose trans_b, GemmShape shape, float alpha, co
   thread_local Buffer<float> packed_b_buffer;
   for (int64_t j0 = 0; j0 < n; j0 += kColumnBlock) {
     const int64_t columns = std::min(kColumnBlock, n - j0);
-    float* packed_b = packed_b_buffer.at_least(std::max<int64_t>(1, std::min(kDepth, k)) * round_up(columns, kernels.nr));
+    float* packed_b =
+        packed_b_buffer.at_least(std::max<int64_t>(1, std::min(kDepth, k)) * round_up(columns, kernels.nr));
     int64_t p0 = 0;
     do {
       const int64_t depth = std::min(kDepth, k - p0);

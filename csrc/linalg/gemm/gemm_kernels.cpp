@@ -55,8 +55,7 @@ void pack_b(Transpose trans, int64_t k, int64_t columns, const float* b, int64_t
       }
     } else if (width == kNr) {
       for (int64_t p = 0; p < k; ++p)
-        for (int v = 0; v < kNrVectors; ++v)
-          store(packed + p * kNr + v * kLanes, load(b + p * ldb + j0 + v * kLanes));
+        for (int v = 0; v < kNrVectors; ++v) store(packed + p * kNr + v * kLanes, load(b + p * ldb + j0 + v * kLanes));
     } else {
       for (int64_t p = 0; p < k; ++p) {
         int r = 0;
