@@ -81,6 +81,14 @@ void scatter_gain(GridShape grid, int64_t views, int64_t count, const Tap* taps,
   });
 }
 
+void subtract_field(GridShape grid, int64_t views, int64_t count, const Tap* taps, const float* weights,
+                    int64_t channels, const float* nodes, float* patch_sums) {
+  const auto kernel = bilinear_kernels().subtract_field;
+  for_runs(views, channels, [&](int64_t v, int64_t c0, int64_t c1) {
+    kernel(count, grid.nx, taps + v * count, weights + v * count, channels, c0, c1, nodes, patch_sums);
+  });
+}
+
 template <class T>
 void residual_energy(GridShape grid, int64_t count, const Tap* taps, int64_t channels, const T* values,
                      const float* nodes, const float* artifacts, float* out) {

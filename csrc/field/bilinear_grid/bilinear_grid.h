@@ -73,6 +73,10 @@ void gain_sums(GridShape grid, int64_t views, int64_t count, const Tap* taps, co
 void scatter_gain(GridShape grid, int64_t views, int64_t count, const Tap* taps, const float* weights, int64_t channels,
                   const float* gain, const float* nodes, const float* centre, float* node_sums, float* patch_sums);
 
+// patch_sums[i] -= weight_i interpolate(nodes)[i], over all views; as for scatter.
+void subtract_field(GridShape grid, int64_t views, int64_t count, const Tap* taps, const float* weights,
+                    int64_t channels, const float* nodes, float* patch_sums);
+
 struct BilinearKernels {
   void (*interpolate)(int64_t count, int64_t nx, const Tap* taps, int64_t channels, const float* nodes, float* out);
   // Channels [c0, c1) only.
@@ -93,6 +97,8 @@ struct BilinearKernels {
   void (*scatter_gain)(int64_t count, int64_t nx, const Tap* taps, const float* weights, int64_t channels, int64_t c0,
                        int64_t c1, const float* gain, const float* nodes, const float* centre, float* node_sums,
                        float* patch_sums);
+  void (*subtract_field)(int64_t count, int64_t nx, const Tap* taps, const float* weights, int64_t channels, int64_t c0,
+                         int64_t c1, const float* nodes, float* patch_sums);
   bool (*all_finite)(int64_t count, const float* values);
   // float32 -> float16, round to nearest even, of finite values; returns the largest magnitude.
   float (*to_half)(int64_t count, const float* from, uint16_t* to);

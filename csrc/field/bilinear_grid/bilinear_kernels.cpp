@@ -147,6 +147,20 @@ void scatter_gain(int64_t count, int64_t nx, const Tap* taps, const float* weigh
   }
 }
 
+void subtract_field(int64_t count, int64_t nx, const Tap* taps, const float* weights, int64_t channels, int64_t c0,
+                    int64_t c1, const float* nodes, float* patch_sums) {
+  for (int64_t i = 0; i < count; ++i, patch_sums += channels) {
+    const TapWeights t = tap_weights(taps[i]);
+    const float* n0 = nodes + taps[i].node * channels;
+    const float *n1 = n0 + channels, *n2 = n0 + nx * channels, *n3 = n2 + channels;
+    for_channels(c0, c1, [&](int64_t c, auto lanes) {
+      const vfloat f = lanes.get(n0 + c) * t.w[0] + lanes.get(n1 + c) * t.w[1] + lanes.get(n2 + c) * t.w[2] +
+                       lanes.get(n3 + c) * t.w[3];
+      lanes.put(patch_sums + c, lanes.get(patch_sums + c) - f * weights[i]);
+    });
+  }
+}
+
 template <class T>
 DVT_INLINE void energy(int64_t count, int64_t channels, const T* values, float* out) {
   for (int64_t i = 0; i < count; ++i, values += channels) {
@@ -196,9 +210,9 @@ float to_half(int64_t count, const float* from, uint16_t* to) {
 
 }  // namespace
 
-const BilinearKernels bilinear_kernels = {interpolate,  scatter_f32,   scatter_f16,   residual_f32,
-                                          residual_f16, gain_sums_f32, gain_sums_f16, scatter_gain,
-                                          all_finite,   to_half,       energy_f32,    energy_f16};
+const BilinearKernels bilinear_kernels = {interpolate,   scatter_f32,   scatter_f16,  residual_f32,   residual_f16,
+                                          gain_sums_f32, gain_sums_f16, scatter_gain, subtract_field, all_finite,
+                                          to_half,       energy_f32,    energy_f16};
 
 }  // namespace DVT_ISA
 }  // namespace dvt

@@ -327,6 +327,23 @@ void DirectSolver::fit_gain(const float* nodes, const float* artifacts, float* g
     }
 }
 
+// G as the mean over views of what F (and h, where gain is not null) leaves; scratch [nodes, channels]. The G of the
+// equations is shrunk, and where tokens stand out it is the mean of the few rows that kept their weight: right for
+// finding F, and not what the ViT puts there.
+void DirectSolver::mean_left_by_field(const float* nodes, const float* gain, const float* centre, float* scratch,
+                                      float* artifacts) const {
+  std::memcpy(artifacts, first_patches_.data(), sizeof(float) * static_cast<size_t>(patches_ * channels_));
+  subtract_field(grid_, views_, patches_, taps_.data(), base_weights_.data(), channels_, nodes, artifacts);
+  if (gain)
+    scatter_gain(grid_, views_, patches_, taps_.data(), base_weights_.data(), channels_, gain, nodes, centre, scratch,
+                 artifacts);
+  for (int64_t i = 0; i < patches_; ++i) {
+    double total = 0;
+    for (int64_t v = 0; v < views_; ++v) total += base_weights_[v * patches_ + i];
+    for (int64_t k = i * channels_; k < (i + 1) * channels_; ++k) artifacts[k] /= static_cast<float>(total);
+  }
+}
+
 bool DirectSolver::schur_is_cheaper() const {
   const double n = static_cast<double>(grid_.nodes()), p = static_cast<double>(patches_);
   const double c = static_cast<double>(channels_), rows = static_cast<double>(views_) * p;
@@ -392,8 +409,11 @@ Status DirectSolver::solve(const DirectOptions& options, const float* prior, flo
     }
     DVT_RETURN_IF_ERROR(solve_once(system, options, prior, nodes, artifacts, report));
   }
+  Buffer<float> gain, centre;
   if (options.residual > 0) {
-    Buffer<float> gain(p * c), centre(c), nodes_rhs(n * c), patches_rhs(p * c);
+    gain.at_least(p * c);
+    centre.at_least(c);
+    Buffer<float> nodes_rhs(n * c), patches_rhs(p * c);
     std::memcpy(nodes_rhs.data(), system.nodes_rhs.data(), sizeof(float) * static_cast<size_t>(n * c));
     std::memcpy(patches_rhs.data(), system.patches_rhs.data(), sizeof(float) * static_cast<size_t>(p * c));
     for (int turn = 0; turn < options.residual; ++turn) {
@@ -405,14 +425,7 @@ Status DirectSolver::solve(const DirectOptions& options, const float* prior, flo
       DVT_RETURN_IF_ERROR(solve_once(system, options, prior, nodes, artifacts, report));
     }
   }
-  if (!options.fix_artifacts)
-    for (int64_t i = 0; i < p; ++i) {
-      const float unshrink = unshrinkage(system, i);
-      for (int64_t k = i * c; k < (i + 1) * c; ++k) {
-        const float g0 = prior ? prior[k] : 0.0f;
-        artifacts[k] = g0 + (artifacts[k] - g0) * unshrink;
-      }
-    }
+  if (!options.fix_artifacts) mean_left_by_field(nodes, gain.data(), centre.data(), system.nodes_rhs.data(), artifacts);
   return Status();
 }
 

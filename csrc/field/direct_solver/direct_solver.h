@@ -21,7 +21,7 @@
 //
 // Few views tell F and a smooth G badly apart, so mu must be several rows to keep content out of a G that is small
 // against the noise; it is estimated as the ratio of the two variances, and each patch has its own. It shrinks G; the G
-// returned is therefore the weighted mean of what F leaves, which is not shrunk.
+// returned is therefore the mean over views of what F leaves.
 //
 // What depends on both content and position is modelled as a gain field, h = A_p * (F(x) - mean F), channel by channel:
 // the first term of any smooth h(x, p) beyond F and G, and unlike a predictor from y itself it cannot explain the data
@@ -96,6 +96,8 @@ class DirectSolver {
   bool estimate_ridge(const float* artifacts, const float* prior, double median_residual, System* system) const;
   static float unshrinkage(const System& system, int64_t patch);
   void fit_gain(const float* nodes, const float* artifacts, float* gain, float* centre) const;
+  void mean_left_by_field(const float* nodes, const float* gain, const float* centre, float* scratch,
+                          float* artifacts) const;
   Status solve_once(const System& system, const DirectOptions& options, const float* prior, float* nodes,
                     float* artifacts, DirectReport* report) const;
   void build(const DirectOptions& options, System* system) const;
