@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,11 +113,16 @@ class Found:
     residual: np.ndarray
 
 
-def fit(features: np.ndarray, coords: np.ndarray, steps: int = 25000, batch: int = 2048, seed: int = 0) -> Found:
-    """The whole recipe at the official size on features float32 [V, H, W, C] at coords float32 [V, H, W, 2]."""
+def fit(
+    features: np.ndarray, coords: np.ndarray, steps: int = 25000, batch: int = 2048, seed: int = 0, **encoding: Any
+) -> Found:
+    """The whole recipe on features float32 [V, H, W, C] at coords float32 [V, H, W, 2].
+
+    encoding: of `HashGridEncoding`; by default the official size.
+    """
     _, height, width, channels = features.shape
     torch.manual_seed(seed)
-    model = Stage1Model(HashGridEncoding(), height * width, channels)
+    model = Stage1Model(HashGridEncoding(**encoding), height * width, channels)
     bank, points = torch.from_numpy(features), torch.from_numpy(coords)
     samples = (torch.randint(bank[..., 0].numel(), (batch,)) for _ in range(steps))
     trainer = Trainer(model, bank, points, Recipe(steps=steps))
@@ -124,4 +130,4 @@ def fit(features: np.ndarray, coords: np.ndarray, steps: int = 25000, batch: int
         trainer.take(sample)
     with torch.no_grad():
         parts = model.field(points[-1].flatten(0, 1)), model.artifacts.map, model.residual(bank[-1].flatten(0, 1))
-    return Found(*(part.reshape(height, width, channels).numpy() for part in parts))
+    return Found(*(part.reshape(height, width, channels).detach().numpy() for part in parts))
