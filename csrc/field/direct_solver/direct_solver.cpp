@@ -5,9 +5,6 @@
 #include <cstring>
 
 #include "core/threads.h"
-#include "linalg/banded/banded_cholesky.h"
-#include "linalg/cholesky/cholesky.h"
-#include "linalg/gemm/gemm.h"
 
 namespace dvt {
 namespace {
@@ -33,15 +30,6 @@ constexpr double kOutlyingArtifact = 1.5;  // in medians of |G|
 
 }  // namespace
 
-// The matrix of one pass, and its right-hand side.
-struct DirectSolver::System {
-  double lambda = 0, mu = 0;         // mu: the ridge of an ordinary patch
-  std::vector<float> ridge;          // [patches]: mu of each patch
-  std::vector<double> band;          // [nodes, nx + 2]: K by rows of its lower triangle
-  std::vector<float> patch_weights;  // [patches]: D
-  Buffer<float> nodes_rhs, patches_rhs;
-};
-
 DirectSolver::DirectSolver(GridShape grid, int64_t patches, int64_t channels, Keep keep, bool cosine)
     : grid_(grid), patches_(patches), channels_(channels), keep_(keep), cosine_(cosine) {
   first_nodes_.zeroed(grid.nodes() * channels);
@@ -63,29 +51,33 @@ Status DirectSolver::add(int64_t views, const float* features, const float* coor
   });
   for (int64_t v = 0; v < views; ++v)
     if (!finite[v]) return non_finite("features of view ", views_ + v, " contain NaN or infinity");
-  place(views, coords);
   std::vector<const float*> pointers(static_cast<size_t>(views));
-  float* weights = base_weights_.data() + views_ * patches_;
   for (int64_t v = 0; v < views; ++v) pointers[v] = features + v * size;
+  if (keep_ == Keep::half) {
+    std::vector<float> largest(static_cast<size_t>(views));
+    std::vector<Buffer<uint16_t>> copies;
+    for (int64_t v = 0; v < views; ++v) copies.emplace_back(size);
+    parallel_for(views, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t v = begin; v < end; ++v)
+        largest[v] = bilinear_kernels().to_half(size, pointers[v], copies[v].data());
+    });
+    for (int64_t v = 0; v < views; ++v)
+      if (largest[v] > kLargestHalf)
+        return invalid_argument("features of view ", views_ + v, " exceed the range of float16 (65504): solve from ",
+                                "float32 features kept by the caller, or with one pass");
+    for (auto& copy : copies) {
+      half_.push_back(copy.data());
+      bank_.push_back(std::move(copy));
+    }
+  }
+  place(views, coords);
+  float* weights = base_weights_.data() + views_ * patches_;
   if (cosine_) {
     parallel_for(views, 1, [&](int64_t begin, int64_t end) {
       bilinear_kernels().energy_f32((end - begin) * patches_, channels_, pointers[begin], weights + begin * patches_);
     });
     for (int64_t i = 0; i < views * patches_; ++i)
       weights[i] = 1.0f + static_cast<float>(channels_) / (2.0f * std::max(weights[i], 1e-12f));
-  }
-  if (keep_ == Keep::half) {
-    std::vector<float> largest(static_cast<size_t>(views));
-    for (int64_t v = 0; v < views; ++v) bank_.emplace_back(size);
-    parallel_for(views, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t v = begin; v < end; ++v)
-        largest[v] = bilinear_kernels().to_half(size, pointers[v], bank_[views_ + v].data());
-    });
-    for (int64_t v = 0; v < views; ++v)
-      if (largest[v] > kLargestHalf)
-        return invalid_argument("features of view ", views_ + v, " exceed the range of float16 (65504): solve from ",
-                                "float32 features kept by the caller, or with one pass");
-    for (int64_t v = 0; v < views; ++v) half_.push_back(bank_[views_ + v].data());
   }
   if (keep_ == Keep::borrow) borrowed_.insert(borrowed_.end(), pointers.begin(), pointers.end());
   scatter(grid_, views, patches_, taps_.data() + views_ * patches_, weights, channels_, pointers.data(),
@@ -113,8 +105,8 @@ void DirectSolver::view_residual(int64_t v, const float* nodes, const float* art
 
 // One more sweep over the features: residuals under the last solution, row weights, and the weighted right-hand side.
 // False if the weights hardly moved, and then another solve would change nothing worth its time.
-bool DirectSolver::reweight(const DirectOptions& options, const float* nodes, const float* artifacts, System* system,
-                            DirectReport* report) {
+bool DirectSolver::reweight(const DirectOptions& options, const float* nodes, const float* artifacts,
+                            DirectSystem* system, DirectReport* report) {
   std::vector<float> energy(weights_.size()), sample;
   const int64_t stride = std::max<int64_t>(1, views_ / kMedianViews);
   for (int64_t v = 0; v < views_; v += stride) {
@@ -155,8 +147,8 @@ bool DirectSolver::reweight(const DirectOptions& options, const float* nodes, co
 // over rows and patches, so that outlier tokens do not decide; what G owes to noise alone is taken off. A patch whose G
 // stands far out gets less, by the square of how far: its artifact is real, and shrinking it would leave a part in F.
 // True if the ridge moved enough to be worth another solve.
-bool DirectSolver::estimate_ridge(const float* artifacts, const float* prior, double median_residual,
-                                  System* system) const {
+bool DirectSolver::estimate_ridge(const float* artifacts, const float* prior, double median_residual, double* mu,
+                                  DirectSystem* system) const {
   std::vector<float> deviation(static_cast<size_t>(patches_ * channels_)), column(static_cast<size_t>(patches_));
   for (int64_t i = 0; i < patches_; ++i) {
     const float unshrink = unshrinkage(*system, i);
@@ -171,134 +163,18 @@ bool DirectSolver::estimate_ridge(const float* artifacts, const float* prior, do
   }
   const double noise = median_residual * median_residual, typical = median(energy);
   const double signal = typical - noise / median(system->patch_weights);
-  const double mu = signal * kLargestRidge <= noise ? kLargestRidge : std::max(kSmallestRidge, noise / signal);
-  const bool moved = std::max(mu, system->mu) > 2 * std::min(mu, system->mu);
-  system->mu = mu;
+  const double found = signal * kLargestRidge <= noise ? kLargestRidge : std::max(kSmallestRidge, noise / signal);
+  const bool moved = std::max(found, *mu) > 2 * std::min(found, *mu);
+  *mu = found;
   const double limit = std::max(1e-30, kOutlyingArtifact * kOutlyingArtifact * typical);
   for (int64_t i = 0; i < patches_; ++i)
-    system->ridge[i] = static_cast<float>(mu / std::max(1.0, static_cast<double>(energy[i]) / limit));
+    system->ridge[i] = static_cast<float>(found / std::max(1.0, static_cast<double>(energy[i]) / limit));
   return moved;
 }
 
 // From G shrunk towards G0 to the mean of what F leaves: (D + mu) (G - G0) = sum_v w (y - F - G0).
-float DirectSolver::unshrinkage(const System& system, int64_t patch) {
+float DirectSolver::unshrinkage(const DirectSystem& system, int64_t patch) {
   return 1.0f + system.ridge[patch] / std::max(system.patch_weights[patch], 1e-20f);
-}
-
-void DirectSolver::build(const DirectOptions& options, System* system) const {
-  const int64_t n = grid_.nodes(), nx = grid_.nx, band = nx + 1, width = band + 1;
-  system->band.assign(static_cast<size_t>(n * width), 0.0);
-  system->patch_weights.assign(static_cast<size_t>(patches_), 0.0f);
-  double* rows = system->band.data();
-  const Tap* tap = taps_.data();
-  const float* weight = weights_.data();
-  for (int64_t v = 0; v < views_; ++v)
-    for (int64_t i = 0; i < patches_; ++i, ++tap, ++weight) {
-      const TapWeights t = tap_weights(*tap);
-      const float w = *weight;
-      system->patch_weights[i] += w;
-      const int64_t at[4] = {tap->node, tap->node + 1, tap->node + nx, tap->node + nx + 1};
-      for (int a = 0; a < 4; ++a) {
-        double* row = rows + at[a] * width + band;
-        for (int b = 0; b <= a; ++b) row[at[b] - at[a]] += static_cast<double>(w) * t.w[a] * t.w[b];
-      }
-    }
-  system->lambda = options.smoothness;
-  for (int64_t i = 0; i < grid_.ny; ++i)
-    for (int64_t j = 0; j < nx; ++j) {
-      double* row = rows + (i * nx + j) * width + band;
-      row[0] += system->lambda * ((i > 0) + (i + 1 < grid_.ny) + (j > 0) + (j + 1 < nx));
-      if (j > 0) row[-1] -= system->lambda;
-      if (i > 0) row[-nx] -= system->lambda;
-    }
-}
-
-Status DirectSolver::solve_schur(const System& system, bool fixed, float* nodes, float* artifacts) const {
-  const int64_t n = grid_.nodes(), nx = grid_.nx, c = channels_, p = patches_;
-  BandedCholesky k;
-  DVT_RETURN_IF_ERROR(k.factor(n, nx + 1, system.band.data()));
-  std::memcpy(nodes, system.nodes_rhs.data(), sizeof(float) * static_cast<size_t>(n * c));
-  k.solve_forward(c, nodes, c);  // y = L^-1 r_F
-  if (!fixed) {
-    // Z = L^-1 E, [nodes, patches]. Threads take ranges of patches, so no two write to one entry.
-    Buffer<float> z;
-    z.zeroed(n * p);
-    parallel_for(p, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t v = 0; v < views_; ++v)
-        for (int64_t i = begin; i < end; ++i) {
-          const Tap& tap = taps_[v * p + i];
-          const TapWeights t = tap_weights(tap);
-          const float w = weights_[v * p + i];
-          float* at = z.data() + tap.node * p + i;
-          at[0] += w * t.w[0];
-          at[p] += w * t.w[1];
-          at[nx * p] += w * t.w[2];
-          at[(nx + 1) * p] += w * t.w[3];
-        }
-    });
-    k.solve_forward(p, z.data(), p);
-    // S = D + mu - Z^T Z + shift 1 1^T: the last term pins the null direction, a constant, where S would be singular
-    // or nearly so, and changes nothing else because the right-hand side has mean zero.
-    Buffer<float> s(p * p);
-    double trace = 0;
-    for (int64_t i = 0; i < p; ++i) trace += system.patch_weights[i] + system.ridge[i];
-    const float shift = static_cast<float>(trace / static_cast<double>(p * p));
-    std::fill(s.data(), s.data() + p * p, shift);
-    for (int64_t i = 0; i < p; ++i) s[i * p + i] += system.patch_weights[i] + system.ridge[i];
-    constexpr int64_t kStrip = 384;  // column strips from the diagonal down: only the lower triangle is needed
-    for (int64_t j = 0; j < p; j += kStrip)
-      gemm(Transpose::yes, Transpose::no, {p - j, std::min(kStrip, p - j), n}, -1.0f, z.data() + j, p, z.data() + j, p,
-           1.0f, s.data() + j * p + j, p);
-    // r_G - Z^T y, then G, then y - Z G.
-    std::memcpy(artifacts, system.patches_rhs.data(), sizeof(float) * static_cast<size_t>(p * c));
-    gemm(Transpose::yes, Transpose::no, {p, c, n}, -1.0f, z.data(), p, nodes, c, 1.0f, artifacts, c);
-    DVT_RETURN_IF_ERROR(cholesky_factor(p, s.data(), p));
-    cholesky_solve(p, s.data(), p, c, artifacts, c);
-    gemm(Transpose::no, Transpose::no, {n, c, p}, -1.0f, z.data(), p, artifacts, c, 1.0f, nodes, c);
-  }
-  k.solve_backward(c, nodes, c);
-  return Status();
-}
-
-Status DirectSolver::solve_pcg(const System& system, const DirectOptions& options, float* nodes, float* artifacts,
-                               DirectReport* report) const {
-  const DirectKernels& kernels = direct_kernels();
-  const int64_t n = grid_.nodes(), unknowns = n + patches_, width = kernels.pcg_width, band = grid_.nx + 1;
-  std::vector<float> inverse(static_cast<size_t>(unknowns));
-  for (int64_t i = 0; i < n; ++i) inverse[i] = static_cast<float>(1.0 / system.band[i * (band + 1) + band]);
-  for (int64_t i = 0; i < patches_; ++i) {
-    const float diagonal = system.patch_weights[i] + system.ridge[i];
-    inverse[n + i] = diagonal > 0 ? 1.0f / diagonal : 0.0f;
-  }
-  const PcgProblem problem{grid_,
-                           patches_,
-                           views_,
-                           taps_.data(),
-                           weights_.data(),
-                           inverse.data(),
-                           system.ridge.data(),
-                           static_cast<float>(system.lambda)};
-  const int64_t blocks = (channels_ + width - 1) / width;
-  std::vector<int> iterations(static_cast<size_t>(blocks));
-  parallel_for(blocks, 1, [&](int64_t begin, int64_t end) {
-    thread_local Buffer<float> buffer;
-    float* x = buffer.at_least(4 * unknowns * width);
-    float* r = x + unknowns * width;
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t c0 = b * width;
-      const size_t bytes = sizeof(float) * static_cast<size_t>(std::min(width, channels_ - c0));
-      std::memset(r, 0, sizeof(float) * static_cast<size_t>(unknowns * width));
-      for (int64_t i = 0; i < n; ++i) std::memcpy(r + i * width, system.nodes_rhs.data() + i * channels_ + c0, bytes);
-      for (int64_t i = 0; i < patches_; ++i)
-        std::memcpy(r + (n + i) * width, system.patches_rhs.data() + i * channels_ + c0, bytes);
-      iterations[b] = kernels.pcg(problem, static_cast<float>(options.tolerance), options.max_iterations, x, r,
-                                  r + unknowns * width, r + 2 * unknowns * width);
-      for (int64_t i = 0; i < n; ++i) std::memcpy(nodes + i * channels_ + c0, x + i * width, bytes);
-      for (int64_t i = 0; i < patches_; ++i) std::memcpy(artifacts + i * channels_ + c0, x + (n + i) * width, bytes);
-    }
-  });
-  report->iterations = *std::max_element(iterations.begin(), iterations.end());
-  return Status();
 }
 
 // gain [patches, channels] = A, and centre [channels] = the mean of F over its nodes. A is pulled to zero by kGainRidge
@@ -344,22 +220,15 @@ void DirectSolver::mean_left_by_field(const float* nodes, const float* gain, con
   }
 }
 
-bool DirectSolver::schur_is_cheaper() const {
-  const double n = static_cast<double>(grid_.nodes()), p = static_cast<double>(patches_);
-  const double c = static_cast<double>(channels_), rows = static_cast<double>(views_) * p;
-  const double schur = n * p * (2.0 * static_cast<double>(grid_.nx) + p + 4.0 * c) + p * p * (p / 3.0 + 2.0 * c);
-  const double iterations = 25, slowness = 4;  // measured: gathers and scatters run at a quarter of the products' rate
-  return schur < iterations * slowness * c * (20.0 * rows + 30.0 * n);
-}
-
 // F and G for the system's right-hand side, which holds what the prior does not explain.
-Status DirectSolver::solve_once(const System& system, const DirectOptions& options, const float* prior, float* nodes,
-                                float* artifacts, DirectReport* report) const {
+Status DirectSolver::solve_once(const DirectSystem& system, const DirectOptions& options, const float* prior,
+                                float* nodes, float* artifacts, DirectReport* report) const {
   const int64_t size = patches_ * channels_;
   if (options.fix_artifacts) std::memset(artifacts, 0, sizeof(float) * static_cast<size_t>(size));
-  DVT_RETURN_IF_ERROR(report->method == DirectMethod::pcg
-                          ? solve_pcg(system, options, nodes, artifacts, report)
-                          : solve_schur(system, options.fix_artifacts, nodes, artifacts));
+  if (report->method == DirectMethod::pcg)
+    report->iterations = system.solve_pcg(options.tolerance, options.max_iterations, nodes, artifacts);
+  else
+    DVT_RETURN_IF_ERROR(system.solve_schur(options.fix_artifacts, nodes, artifacts));
   if (prior)
     for (int64_t i = 0; i < size; ++i) artifacts[i] += prior[i];
   return Status();
@@ -377,40 +246,46 @@ Status DirectSolver::solve(const DirectOptions& options, const float* prior, flo
     return invalid_argument("reweighted passes and a residual need the features, and they were not kept: use one pass");
   if (options.fix_artifacts && !prior) return invalid_argument("fixed artifacts were asked for and none were given");
   const int64_t n = grid_.nodes(), c = channels_, p = patches_;
-  report->method = options.method;
-  if (options.method == DirectMethod::automatic)
-    report->method = options.fix_artifacts || schur_is_cheaper() ? DirectMethod::schur : DirectMethod::pcg;
-
-  System system;
   weights_ = base_weights_;
+  double mu = options.automatic_ridge ? kLargestRidge : options.artifact_ridge;
+  DirectSystem system{grid_, p, c, views_, taps_.data(), weights_.data(), options.smoothness};
+  system.ridge.assign(static_cast<size_t>(p), static_cast<float>(mu));
   system.nodes_rhs.at_least(n * c);
   system.patches_rhs.at_least(p * c);
   std::memcpy(system.nodes_rhs.data(), first_nodes_.data(), sizeof(float) * static_cast<size_t>(n * c));
   std::memcpy(system.patches_rhs.data(), first_patches_.data(), sizeof(float) * static_cast<size_t>(p * c));
-  system.mu = options.automatic_ridge ? kLargestRidge : options.artifact_ridge;
-  system.ridge.assign(static_cast<size_t>(p), static_cast<float>(system.mu));
+  const bool schur = options.method == DirectMethod::schur || options.fix_artifacts ||
+                     (options.method == DirectMethod::automatic && system.schur_is_cheaper());
+  report->method = schur ? DirectMethod::schur : DirectMethod::pcg;
+
+  // The matrix for the current weights; what the prior explains leaves the right-hand side, to solve for G - G0.
+  const auto prepare = [&] {
+    system.assemble();
+    if (!prior) return;
+    std::vector<float> negative(weights_.size());
+    for (size_t i = 0; i < weights_.size(); ++i) negative[i] = -weights_[i];
+    const std::vector<const float*> priors(static_cast<size_t>(views_), prior);
+    scatter(grid_, views_, p, taps_.data(), negative.data(), c, priors.data(), system.nodes_rhs.data(),
+            system.patches_rhs.data());
+  };
+  bool prepared = false;
   for (int pass = 0; pass < options.passes; ++pass) {
     if (pass > 0) {
+      prepared = false;
       bool moved = reweight(options, nodes, artifacts, &system, report);
       if (options.automatic_ridge && !options.fix_artifacts)
-        moved |= estimate_ridge(artifacts, prior, report->median_residual, &system);
+        moved |= estimate_ridge(artifacts, prior, report->median_residual, &mu, &system);
       if (!moved) break;
     }
     report->passes = pass + 1;
-    report->artifact_ridge = system.mu;
-    build(options, &system);
-    if (prior) {
-      // Solve for G - G0: what the prior explains leaves the right-hand side.
-      std::vector<float> negative(weights_.size());
-      for (size_t i = 0; i < weights_.size(); ++i) negative[i] = -weights_[i];
-      const std::vector<const float*> priors(static_cast<size_t>(views_), prior);
-      scatter(grid_, views_, p, taps_.data(), negative.data(), c, priors.data(), system.nodes_rhs.data(),
-              system.patches_rhs.data());
-    }
+    report->artifact_ridge = mu;
+    prepare();
+    prepared = true;
     DVT_RETURN_IF_ERROR(solve_once(system, options, prior, nodes, artifacts, report));
   }
   Buffer<float> gain, centre;
   if (options.residual > 0) {
+    if (!prepared) prepare();  // the last reweighting was too small to be solved for
     gain.at_least(p * c);
     centre.at_least(c);
     Buffer<float> nodes_rhs(n * c), patches_rhs(p * c);

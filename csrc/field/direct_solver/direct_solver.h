@@ -11,13 +11,7 @@
 //     [ K    E      ] [F]   [ r_F ]
 //     [ E^T  D + mu ] [G] = [ r_G ]
 //
-// Three ways to solve it, all exact for the same equations:
-//   * G known (mu infinite): one band Cholesky solve with K;
-//   * `schur`: band Cholesky of K, then the dense Schur complement D + mu - E^T K^-1 E on G, all matrix products:
-//     cost independent of the number of views;
-//   * `pcg`: conjugate gradients with a Jacobi preconditioner, matrix-free over the rows, a block of channels at a time
-//     so that its vectors stay in cache: cheaper for few views or very many patches.
-// The only null direction with mu = 0 is a constant moved between F and G; with G0 = 0 the solution has mean(G) = 0.
+// which direct_system.h assembles and solves.
 //
 // Few views tell F and a smooth G badly apart, so mu must be several rows to keep content out of a G that is small
 // against the noise; it is estimated as the ratio of the two variances, and each patch has its own. It shrinks G; the G
@@ -37,6 +31,7 @@
 #include "core/buffer.h"
 #include "core/status.h"
 #include "field/bilinear_grid/bilinear_grid.h"
+#include "field/direct_solver/direct_system.h"
 
 namespace dvt {
 
@@ -86,25 +81,19 @@ class DirectSolver {
   int64_t channels() const { return channels_; }
 
  private:
-  struct System;
-
   void place(int64_t views, const float* coords);
   void accumulate(int64_t first, int64_t views, float* node_sums, float* patch_sums) const;
   void view_residual(int64_t v, const float* nodes, const float* artifacts, float* energy) const;
-  bool reweight(const DirectOptions& options, const float* nodes, const float* artifacts, System* system,
+  bool reweight(const DirectOptions& options, const float* nodes, const float* artifacts, DirectSystem* system,
                 DirectReport* report);
-  bool estimate_ridge(const float* artifacts, const float* prior, double median_residual, System* system) const;
-  static float unshrinkage(const System& system, int64_t patch);
+  bool estimate_ridge(const float* artifacts, const float* prior, double median_residual, double* mu,
+                      DirectSystem* system) const;
+  static float unshrinkage(const DirectSystem& system, int64_t patch);
   void fit_gain(const float* nodes, const float* artifacts, float* gain, float* centre) const;
   void mean_left_by_field(const float* nodes, const float* gain, const float* centre, float* scratch,
                           float* artifacts) const;
-  Status solve_once(const System& system, const DirectOptions& options, const float* prior, float* nodes,
+  Status solve_once(const DirectSystem& system, const DirectOptions& options, const float* prior, float* nodes,
                     float* artifacts, DirectReport* report) const;
-  void build(const DirectOptions& options, System* system) const;
-  Status solve_schur(const System& system, bool fixed, float* nodes, float* artifacts) const;
-  Status solve_pcg(const System& system, const DirectOptions& options, float* nodes, float* artifacts,
-                   DirectReport* report) const;
-  bool schur_is_cheaper() const;
 
   GridShape grid_;
   int64_t patches_, channels_, views_ = 0;
@@ -118,23 +107,5 @@ class DirectSolver {
   std::vector<const float*> borrowed_;         // a view each, with Keep::borrow
   Buffer<float> first_nodes_, first_patches_;  // right-hand side of the first pass
 };
-
-// One channel block of the conjugate gradients; all arrays [nodes + patches, width], width = pcg_width().
-struct PcgProblem {
-  GridShape grid;
-  int64_t patches, views;
-  const Tap* taps;                // [views, patches]
-  const float* weights;           // [views, patches]
-  const float* inverse_diagonal;  // [nodes + patches]
-  const float* ridge;             // [patches]: mu
-  float lambda;
-};
-struct DirectKernels {
-  int pcg_width;
-  // Solves in x (started from zero); r holds the right-hand side and is destroyed; p, q are workspace. Returns the
-  // number of iterations.
-  int (*pcg)(const PcgProblem& problem, float tolerance, int max_iterations, float* x, float* r, float* p, float* q);
-};
-DVT_DECLARE_KERNELS(DirectKernels, direct_kernels)
 
 }  // namespace dvt

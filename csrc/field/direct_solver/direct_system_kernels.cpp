@@ -1,7 +1,7 @@
 // Conjugate gradients for one block of channels, two vectors wide. Every channel has its own step lengths; they share
 // the matrix, which is never formed: a row gathers four nodes and a patch, and scatters them back.
 #include "core/simd.h"
-#include "field/direct_solver/direct_solver.h"
+#include "field/direct_solver/direct_system.h"
 
 namespace dvt {
 namespace DVT_ISA {
