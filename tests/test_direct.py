@@ -244,7 +244,7 @@ def test_values_beyond_float16_are_refused_where_a_copy_would_lose_them():
     assert np.isfinite(dvt_fast.solve(features, coords).semantics).all()  # borrowed: no copy, no limit
 
 
-def test_a_gain_field_is_found_in_turns():
+def test_a_gain_field_is_found_in_turns(isa):
     """h = A_p * (f - mean f): fitting it in turn with F and G brings both closer to the truth."""
     features, coords, field, artifacts = planted(views=80, patches=8)
     gain = 0.4 * np.random.default_rng(3).standard_normal(artifacts.shape)
@@ -281,3 +281,78 @@ def test_a_gain_field_with_a_prior_starts_from_the_same_equations():
     gained = native_solution(features, coords, (8, 8), prior=prior, artifact_ridge=100.0, passes=4, residual=1)
     assert plain[2]["passes"] < 4
     assert np.abs(plain[0] - gained[0]).max() < 0.2  # nothing to find: no gain was planted
+
+
+def with_giants(views=15):
+    features, coords, *_ = planted(views=views, patches=7)
+    rng = np.random.default_rng(1)
+    features[:, [0, 0, -1, -1], [0, -1, 0, -1]] += 60 + 5 * rng.standard_normal((len(features), 4, 20)).astype(
+        np.float32
+    )
+    return features, coords
+
+
+def test_both_methods_agree_where_patches_have_their_own_ridge():
+    """Giant tokens get less ridge than the others; the pin of the null direction must not favour either."""
+    features, coords = with_giants()
+    options = dict(artifact_ridge=None, passes=4)
+    schur = native_solution(features, coords, (12, 12), method="schur", **options)
+    pcg = native_solution(features, coords, (12, 12), method="pcg", tolerance=1e-7, max_iterations=2000, **options)
+    scale = np.abs(schur[0]).max()
+    assert schur[2]["passes"] > 1 and np.abs(schur[0] - pcg[0]).max() < 2e-3 * scale
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+def test_a_constant_is_pinned_and_nothing_else(ridge):
+    """Without a ridge a constant may move between F and G; what both add up to is still that of the dense solution."""
+    features, coords, *_ = planted()
+    nodes, artifacts, _ = native_solution(features, coords, (8, 8), artifact_ridge=ridge, method="schur")
+    expected_nodes, expected = dense_solution(features, coords, (8, 8), 0.1, ridge or 1e-7)
+    moved = (nodes - expected_nodes).mean((0, 1))
+    assert np.abs(nodes - moved - expected_nodes).max() < 1e-3
+    assert np.abs(moved).max() < (1e-3 if ridge else np.inf)
+
+
+def test_float16_bank_serves_the_gain_field():
+    features, coords, *_ = planted(views=20)
+    views, h, w, channels = features.shape
+    results = []
+    for keep in ("borrow", "half"):
+        results.append(native_solution(features, coords, (8, 8), keep=keep, passes=2, residual=2)[0])
+    assert np.abs(results[0] - results[1]).max() < 5e-3
+
+
+def test_a_token_without_length_does_not_decide():
+    features, coords, *_ = planted()
+    features[5, 2, 2] = 0
+    found = dvt_fast.solve(features, coords, cosine=True)
+    assert np.isfinite(found.semantics).all()
+
+
+def test_pcg_that_does_not_converge_is_an_error_or_another_method():
+    features, coords, *_ = planted()
+    with pytest.raises(InputError, match="pcg did not reach the tolerance of 1e-05 in 2 iterations"):
+        dvt_fast.solve(features, coords, method="pcg", max_iterations=2)
+    found = dvt_fast.solve(features, coords, max_iterations=2)
+    assert found.meta["info"]["method"] == "schur"
+
+
+def test_numbers_too_large_for_float32_are_an_error():
+    features, coords, *_ = planted()
+    with pytest.raises(NonFiniteError, match="not finite"):
+        dvt_fast.solve(features * 1e30, coords)
+
+
+def test_a_refused_batch_leaves_nothing_behind():
+    features, coords, *_ = planted()
+    views, h, w, channels = features.shape
+    rows, places = features.reshape(views, h * w, channels), coords.reshape(views, h * w, 2)
+    solver = _native.DirectSolver(8, 8, h * w, channels, "half", False)
+    huge = rows.copy()
+    huge[3, 0, 0] = 1e6
+    with pytest.raises(InputError, match="view 3"):
+        solver.add(huge, places)
+    solver.add(rows, places)
+    found = solver.solve(smoothness=0.1, artifact_ridge=0.5, passes=3, outlier_threshold=1.5)
+    expected = native_solution(features, coords, (8, 8), keep="half", passes=3)
+    assert np.array_equal(found[0], expected[0])

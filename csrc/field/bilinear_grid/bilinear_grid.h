@@ -103,8 +103,7 @@ struct BilinearKernels {
   // float32 -> float16, round to nearest even, of finite values; returns the largest magnitude.
   float (*to_half)(int64_t count, const float* from, uint16_t* to);
   // out[i] = |values[i]|^2 over the channels.
-  void (*energy_f32)(int64_t count, int64_t channels, const float* values, float* out);
-  void (*energy_f16)(int64_t count, int64_t channels, const uint16_t* values, float* out);
+  void (*energy)(int64_t count, int64_t channels, const float* values, float* out);
 };
 DVT_DECLARE_KERNELS(BilinearKernels, bilinear_kernels)
 

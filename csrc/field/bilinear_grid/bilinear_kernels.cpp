@@ -161,8 +161,7 @@ void subtract_field(int64_t count, int64_t nx, const Tap* taps, const float* wei
   }
 }
 
-template <class T>
-DVT_INLINE void energy(int64_t count, int64_t channels, const T* values, float* out) {
+void energy(int64_t count, int64_t channels, const float* values, float* out) {
   for (int64_t i = 0; i < count; ++i, values += channels) {
     vfloat total = {};
     for_channels(0, channels, [&](int64_t c, auto lanes) {
@@ -171,12 +170,6 @@ DVT_INLINE void energy(int64_t count, int64_t channels, const T* values, float* 
     });
     out[i] = sum(total);
   }
-}
-void energy_f32(int64_t count, int64_t channels, const float* values, float* out) {
-  energy(count, channels, values, out);
-}
-void energy_f16(int64_t count, int64_t channels, const uint16_t* values, float* out) {
-  energy(count, channels, values, out);
 }
 
 // x * 0 is 0 for a finite x and NaN otherwise, and NaN stays in a sum.
@@ -210,9 +203,9 @@ float to_half(int64_t count, const float* from, uint16_t* to) {
 
 }  // namespace
 
-const BilinearKernels bilinear_kernels = {interpolate,   scatter_f32,   scatter_f16,  residual_f32,   residual_f16,
-                                          gain_sums_f32, gain_sums_f16, scatter_gain, subtract_field, all_finite,
-                                          to_half,       energy_f32,    energy_f16};
+const BilinearKernels bilinear_kernels = {interpolate,    scatter_f32,   scatter_f16,   residual_f32,
+                                          residual_f16,   gain_sums_f32, gain_sums_f16, scatter_gain,
+                                          subtract_field, all_finite,    to_half,       energy};
 
 }  // namespace DVT_ISA
 }  // namespace dvt

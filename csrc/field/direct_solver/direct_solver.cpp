@@ -18,6 +18,8 @@ double median(std::vector<float> values) {
 }
 
 constexpr float kLargestHalf = 65504.0f;
+// A token without length has no direction: its cosine term must not outweigh everything else.
+constexpr float kLargestCosineWeight = 1e3f;
 // The median residual is taken over at most this many views, spread evenly.
 constexpr int64_t kMedianViews = 64;
 constexpr int64_t kGroup = 16;
@@ -74,10 +76,10 @@ Status DirectSolver::add(int64_t views, const float* features, const float* coor
   float* weights = base_weights_.data() + views_ * patches_;
   if (cosine_) {
     parallel_for(views, 1, [&](int64_t begin, int64_t end) {
-      bilinear_kernels().energy_f32((end - begin) * patches_, channels_, pointers[begin], weights + begin * patches_);
+      bilinear_kernels().energy((end - begin) * patches_, channels_, pointers[begin], weights + begin * patches_);
     });
     for (int64_t i = 0; i < views * patches_; ++i)
-      weights[i] = 1.0f + static_cast<float>(channels_) / (2.0f * std::max(weights[i], 1e-12f));
+      weights[i] = 1.0f + std::min(kLargestCosineWeight, static_cast<float>(channels_) / (2.0f * weights[i]));
   }
   if (keep_ == Keep::borrow) borrowed_.insert(borrowed_.end(), pointers.begin(), pointers.end());
   scatter(grid_, views, patches_, taps_.data() + views_ * patches_, weights, channels_, pointers.data(),
@@ -225,9 +227,16 @@ Status DirectSolver::solve_once(const DirectSystem& system, const DirectOptions&
                                 float* nodes, float* artifacts, DirectReport* report) const {
   const int64_t size = patches_ * channels_;
   if (options.fix_artifacts) std::memset(artifacts, 0, sizeof(float) * static_cast<size_t>(size));
-  if (report->method == DirectMethod::pcg)
+  if (report->method == DirectMethod::pcg) {
     report->iterations = system.solve_pcg(options.tolerance, options.max_iterations, nodes, artifacts);
-  else
+    if (report->iterations > options.max_iterations) {
+      if (options.method == DirectMethod::pcg)
+        return invalid_argument("pcg did not reach the tolerance of ", options.tolerance, " in ",
+                                options.max_iterations, " iterations: allow more, or take method 'schur'");
+      report->method = DirectMethod::schur;  // the choice was ours
+    }
+  }
+  if (report->method == DirectMethod::schur)
     DVT_RETURN_IF_ERROR(system.solve_schur(options.fix_artifacts, nodes, artifacts));
   if (prior)
     for (int64_t i = 0; i < size; ++i) artifacts[i] += prior[i];
@@ -240,6 +249,8 @@ Status DirectSolver::solve(const DirectOptions& options, const float* prior, flo
   if (!(options.smoothness > 0)) return invalid_argument("smoothness must be positive, got ", options.smoothness);
   if (!(options.artifact_ridge >= 0))
     return invalid_argument("artifact_ridge must not be negative, got ", options.artifact_ridge);
+  if (options.max_iterations < 1)
+    return invalid_argument("max_iterations must be at least 1, got ", options.max_iterations);
   if (options.passes < 1) return invalid_argument("passes must be at least 1, got ", options.passes);
   if (options.residual < 0) return invalid_argument("residual must not be negative, got ", options.residual);
   if ((options.passes > 1 || options.residual > 0) && keep_ == Keep::nothing)
@@ -301,6 +312,10 @@ Status DirectSolver::solve(const DirectOptions& options, const float* prior, flo
     }
   }
   if (!options.fix_artifacts) mean_left_by_field(nodes, gain.data(), centre.data(), system.nodes_rhs.data(), artifacts);
+  const auto finite = bilinear_kernels().all_finite;
+  if (!finite(n * c, nodes) || !finite(p * c, artifacts) || !std::isfinite(report->median_residual))
+    return non_finite(
+        "the solution is not finite: features or the prior are too large for float32, or the prior is not ", "finite");
   return Status();
 }
 

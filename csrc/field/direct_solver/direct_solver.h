@@ -44,7 +44,6 @@ struct DirectOptions {
   int passes = 4;                  // 1: plain least squares; more: reweighted until the weights settle
   int residual = 0;                // how many times h and (F, G) are fitted in turn
   double outlier_threshold = 1.5;  // row weight 1 / max(1, e / (threshold * median e))^2
-  bool cosine = false;             // rows weighted 1 + C / (2 |y|^2): the quadratic form of MSE + (1 - cos)
   bool fix_artifacts = false;      // G = G0, not solved for
   DirectMethod method = DirectMethod::automatic;
   double tolerance = 1e-5;   // pcg: relative residual of every channel
@@ -75,7 +74,6 @@ class DirectSolver {
   // written.
   Status solve(const DirectOptions& options, const float* prior, float* nodes, float* artifacts, DirectReport* report);
 
-  int64_t views() const { return views_; }
   GridShape grid() const { return grid_; }
   int64_t patches() const { return patches_; }
   int64_t channels() const { return channels_; }

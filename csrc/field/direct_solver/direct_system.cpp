@@ -69,14 +69,23 @@ Status DirectSystem::solve_schur(bool fixed, float* nodes, float* artifacts) con
         }
     });
     k.solve_forward(p, z.data(), p);
-    // S = D + mu - Z^T Z + shift 1 1^T: the last term pins the null direction, a constant, where S would be singular
-    // or nearly so, and changes nothing else because the right-hand side has mean zero.
+    // S = D + mu - Z^T Z + shift u u^T. The last term pins the null direction, a constant, along which S is singular or
+    // nearly so. It changes nothing else: S 1 = mu and 1^T r = 0, so the solution is orthogonal to mu, and u is mu
+    // scaled to mean 1 (or all ones where mu is 0 and the constant is free).
     Buffer<float> s(p * p);
-    double trace = 0;
-    for (int64_t i = 0; i < p; ++i) trace += patch_weights[i] + ridge[i];
+    double trace = 0, total_ridge = 0;
+    for (int64_t i = 0; i < p; ++i) {
+      trace += patch_weights[i] + ridge[i];
+      total_ridge += ridge[i];
+    }
+    std::vector<float> u(static_cast<size_t>(p), 1.0f);
+    if (total_ridge > 0)
+      for (int64_t i = 0; i < p; ++i) u[i] = static_cast<float>(ridge[i] * static_cast<double>(p) / total_ridge);
     const float shift = static_cast<float>(trace / static_cast<double>(p * p));
-    std::fill(s.data(), s.data() + p * p, shift);
-    for (int64_t i = 0; i < p; ++i) s[i * p + i] += patch_weights[i] + ridge[i];
+    for (int64_t i = 0; i < p; ++i) {
+      for (int64_t j = 0; j <= i; ++j) s[i * p + j] = shift * u[i] * u[j];
+      s[i * p + i] += patch_weights[i] + ridge[i];
+    }
     constexpr int64_t kStrip = 384;  // column strips from the diagonal down: only the lower triangle is needed
     for (int64_t j = 0; j < p; j += kStrip)
       gemm(Transpose::yes, Transpose::no, {p - j, std::min(kStrip, p - j), n}, -1.0f, z.data() + j, p, z.data() + j, p,

@@ -7,7 +7,7 @@
 //   * `pcg`: conjugate gradients with a Jacobi preconditioner, matrix-free over the rows, a block of channels at a time
 //     so that its vectors stay in cache: cheaper for few views or very many patches.
 //
-// The only null direction with mu = 0 is a constant moved between F and G; with G0 = 0 the solution has mean(G) = 0.
+// The only null direction with mu = 0 is a constant moved between F and G.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +38,8 @@ struct DirectSystem {
   // nodes [nodes, channels] and artifacts [patches, channels] are written. fixed: artifacts are left as they are, and
   // the right-hand side is taken as it is.
   Status solve_schur(bool fixed, float* nodes, float* artifacts) const;
-  // tolerance: relative residual of every channel. Returns the most iterations that a block of channels took.
+  // tolerance: relative residual of every channel. Returns the most iterations that a block of channels
+  // took, or max_iterations + 1 if one did not get there.
   int solve_pcg(double tolerance, int max_iterations, float* nodes, float* artifacts) const;
 };
 
@@ -55,7 +56,7 @@ struct PcgProblem {
 struct DirectKernels {
   int pcg_width;
   // Solves in x (started from zero); r holds the right-hand side and is destroyed; p, q are workspace. Returns the
-  // number of iterations.
+  // number of iterations, max_iterations + 1 if they were not enough.
   int (*pcg)(const PcgProblem& problem, float tolerance, int max_iterations, float* x, float* r, float* p, float* q);
 };
 DVT_DECLARE_KERNELS(DirectKernels, direct_kernels)

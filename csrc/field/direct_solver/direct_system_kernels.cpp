@@ -112,7 +112,7 @@ int pcg(const PcgProblem& s, float tolerance, int max_iterations, float* x, floa
         store(p + at, load(r + at) * inverse[k] + beta.v[v] * load(p + at));
       }
   }
-  return max_iterations;
+  return max_iterations + 1;
 }
 
 }  // namespace
