@@ -1,6 +1,6 @@
 """Stage 1 on a real ViT: does position leave the features, and do they serve dense prediction better?
 
-The ViT (ViT-Ti/16 AugReg) and the images are those of ../shared/data. Two measurements:
+The ViT (ViT-Ti/16 AugReg) and the images are those of ../shared/data. Three measurements:
 
 `share`: over 20 ImageNet photos, how much of the variance of the features the patch position explains (1 / 20 for
 unrelated maps), for raw, F and G, and how alike the corner tokens of different images are (cosine).
@@ -8,6 +8,8 @@ unrelated maps), for raw, F and G, and how alike the corner tokens of different 
 `camvid`: 48 train and 32 val images, evenly spaced, 224 x 224; a patch's label is the majority of its 16 x 16 pixels,
 unlabelled ones ignored; standardised features; logistic regression (C = 0.01) and 20 nearest neighbours by cosine; mean
 IoU over classes with more than 20 val patches, with a bootstrap interval over val images.
+
+`realtime`: five views of one image with a calibrated artifact map: the forward passes, and the solve.
 
     python benchmarks/real_vit.py [share] [camvid] [realtime] [--quick] [--json results.json]
 """
@@ -215,7 +217,8 @@ def main() -> None:
     out: dict = {"environment": environment()}
     if "share" in arguments.what:
         out["share 96 random views"] = share(5 if arguments.quick else 20)
-        out["share fast"] = share(5 if arguments.quick else 20, "fast")
+        for plan in ("fast", "balanced"):
+            out[f"share {plan}"] = share(5 if arguments.quick else 20, plan)
     if "camvid" in arguments.what:
         out["camvid"] = camvid({"fast": "fast"} if arguments.quick else PLANS)
     if "realtime" in arguments.what:
