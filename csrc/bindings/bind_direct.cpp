@@ -12,7 +12,7 @@ namespace {
 class PyDirectSolver {
  public:
   PyDirectSolver(int64_t ny, int64_t nx, int64_t patches, int64_t channels, const std::string& keep, bool cosine) {
-    check_isa();
+    check_environment();
     if (ny < 2 || nx < 2) raise_if_error(invalid_argument("grid must have at least 2 x 2 nodes, got ", ny, " x ", nx));
     const Keep mode = keep == "borrow" ? Keep::borrow : keep == "half" ? Keep::half : Keep::nothing;
     borrow_ = mode == Keep::borrow;
@@ -33,11 +33,12 @@ class PyDirectSolver {
     if (borrow_) borrowed_.push_back(features);
   }
 
-  py::tuple solve(double smoothness, py::object artifact_ridge, int passes, int residual, double outlier_threshold,
+  py::tuple solve(py::object smoothness, py::object artifact_ridge, int passes, int residual, double outlier_threshold,
                   py::object prior, bool fix_artifacts, const std::string& method, double tolerance,
                   int max_iterations) {
     DirectOptions options;
-    options.smoothness = smoothness;
+    options.automatic_smoothness = smoothness.is_none();
+    if (!options.automatic_smoothness) options.smoothness = smoothness.cast<double>();
     options.automatic_ridge = artifact_ridge.is_none();
     if (!options.automatic_ridge) options.artifact_ridge = artifact_ridge.cast<double>();
     options.passes = passes;
@@ -70,6 +71,7 @@ class PyDirectSolver {
     info["method"] = report.method == DirectMethod::pcg ? "pcg" : "schur";
     info["passes"] = report.passes;
     info["iterations"] = report.iterations;
+    info["smoothness"] = report.smoothness;
     info["artifact_ridge"] = report.artifact_ridge;
     info["median_residual"] = report.median_residual;
     info["outlier_share"] = report.outlier_share;
@@ -89,7 +91,7 @@ std::vector<Tap> taps_of(GridShape grid, const Array<float>& coords) {
 }
 
 Array<float> interpolate_binding(const Array<float>& nodes, const Array<float>& coords, bool reference) {
-  check_isa();
+  check_environment();
   check_shape(nodes, "nodes", {-1, -1, -1});
   check_shape(coords, "coords", {-1, 2});
   const GridShape grid{nodes.shape(0), nodes.shape(1)};
@@ -105,7 +107,7 @@ Array<float> interpolate_binding(const Array<float>& nodes, const Array<float>& 
 
 py::tuple scatter_binding(int64_t ny, int64_t nx, const Array<float>& coords, const Array<float>& weights,
                           const Array<float>& values, bool reference) {
-  check_isa();
+  check_environment();
   check_shape(coords, "coords", {-1, 2});
   const int64_t count = coords.shape(0);
   check_shape(weights, "weights", {count});

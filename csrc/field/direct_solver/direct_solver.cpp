@@ -25,8 +25,14 @@ constexpr int64_t kMedianViews = 64;
 constexpr int64_t kGroup = 16;
 // Reweighting ends when the weights change by less than this share of their sum.
 constexpr double kSettled = 2e-3;
+// ... and the estimates by less than this factor.
+constexpr double kSettledRatio = 1.5;
 // With an automatic ridge: the first pass's, which is also the largest, and the smallest.
 constexpr double kLargestRidge = 5, kSmallestRidge = 0.01;
+// The same for the smoothness, and how much of the steps of F counts: the largest may be outlier tokens that an early
+// pass still holds.
+constexpr double kFirstSmoothness = 0.2, kSmallestSmoothness = 0.01, kLargestSmoothness = 2;
+constexpr double kCountedSteps = 0.95;
 constexpr double kGainRidge = 20;
 constexpr double kOutlyingArtifact = 1.5;  // in medians of |G|
 
@@ -166,12 +172,38 @@ bool DirectSolver::estimate_ridge(const float* artifacts, const float* prior, do
   const double noise = median_residual * median_residual, typical = median(energy);
   const double signal = typical - noise / median(system->patch_weights);
   const double found = signal * kLargestRidge <= noise ? kLargestRidge : std::max(kSmallestRidge, noise / signal);
-  const bool moved = std::max(found, *mu) > 2 * std::min(found, *mu);
+  const bool moved = std::max(found, *mu) > kSettledRatio * std::min(found, *mu);
   *mu = found;
   const double limit = std::max(1e-30, kOutlyingArtifact * kOutlyingArtifact * typical);
   for (int64_t i = 0; i < patches_; ++i)
     system->ridge[i] = static_cast<float>(found / std::max(1.0, static_cast<double>(energy[i]) / limit));
   return moved;
+}
+
+// The smoothness that the data ask for: the variance of a row's residual over that of F's steps.
+double DirectSolver::estimated_smoothness(const float* nodes, double median_residual) const {
+  std::vector<float> steps;
+  const auto step = [&](int64_t a, int64_t b) {
+    float sum = 0;
+    for (int64_t k = 0; k < channels_; ++k) {
+      const float d = nodes[a * channels_ + k] - nodes[b * channels_ + k];
+      sum += d * d;
+    }
+    steps.push_back(sum);
+  };
+  for (int64_t i = 0; i < grid_.ny; ++i)
+    for (int64_t j = 0; j < grid_.nx; ++j) {
+      const int64_t at = i * grid_.nx + j;
+      if (j + 1 < grid_.nx) step(at, at + 1);
+      if (i + 1 < grid_.ny) step(at, at + grid_.nx);
+    }
+  std::sort(steps.begin(), steps.end());
+  const size_t counted = std::max<size_t>(1, static_cast<size_t>(kCountedSteps * static_cast<double>(steps.size())));
+  double mean = 0;
+  for (size_t i = 0; i < counted; ++i) mean += steps[i];
+  mean /= static_cast<double>(counted);
+  const double noise = median_residual * median_residual;
+  return noise >= kLargestSmoothness * mean ? kLargestSmoothness : std::max(kSmallestSmoothness, noise / mean);
 }
 
 // From G shrunk towards G0 to the mean of what F leaves: (D + mu) (G - G0) = sum_v w (y - F - G0).
@@ -246,7 +278,8 @@ Status DirectSolver::solve_once(const DirectSystem& system, const DirectOptions&
 Status DirectSolver::solve(const DirectOptions& options, const float* prior, float* nodes, float* artifacts,
                            DirectReport* report) {
   if (views_ == 0) return invalid_argument("no views: add at least one before solving");
-  if (!(options.smoothness > 0)) return invalid_argument("smoothness must be positive, got ", options.smoothness);
+  if (!options.automatic_smoothness && !(options.smoothness > 0))
+    return invalid_argument("smoothness must be positive, got ", options.smoothness);
   if (!(options.artifact_ridge >= 0))
     return invalid_argument("artifact_ridge must not be negative, got ", options.artifact_ridge);
   if (options.max_iterations < 1)
@@ -259,7 +292,8 @@ Status DirectSolver::solve(const DirectOptions& options, const float* prior, flo
   const int64_t n = grid_.nodes(), c = channels_, p = patches_;
   weights_ = base_weights_;
   double mu = options.automatic_ridge ? kLargestRidge : options.artifact_ridge;
-  DirectSystem system{grid_, p, c, views_, taps_.data(), weights_.data(), options.smoothness};
+  DirectSystem system{grid_, p, c, views_, taps_.data(), weights_.data()};
+  system.lambda = options.automatic_smoothness ? kFirstSmoothness : options.smoothness;
   system.ridge.assign(static_cast<size_t>(p), static_cast<float>(mu));
   system.nodes_rhs.at_least(n * c);
   system.patches_rhs.at_least(p * c);
@@ -286,9 +320,15 @@ Status DirectSolver::solve(const DirectOptions& options, const float* prior, flo
       bool moved = reweight(options, nodes, artifacts, &system, report);
       if (options.automatic_ridge && !options.fix_artifacts)
         moved |= estimate_ridge(artifacts, prior, report->median_residual, &mu, &system);
+      if (options.automatic_smoothness) {
+        const double found = estimated_smoothness(nodes, report->median_residual);
+        moved |= std::max(found, system.lambda) > kSettledRatio * std::min(found, system.lambda);
+        if (moved) system.lambda = found;
+      }
       if (!moved) break;
     }
     report->passes = pass + 1;
+    report->smoothness = system.lambda;
     report->artifact_ridge = mu;
     prepare();
     prepared = true;

@@ -17,6 +17,9 @@
 // against the noise; it is estimated as the ratio of the two variances, and each patch has its own. It shrinks G; the G
 // returned is therefore the mean over views of what F leaves.
 //
+// lambda, too, is the ratio of two variances: that of a row's residual over that of a step of F between neighbouring
+// nodes. Detailed fields seen by many clean views then stay sharp, and noisy ones become smooth.
+//
 // What depends on both content and position is modelled as a gain field, h = A_p * (F(x) - mean F), channel by channel:
 // the first term of any smooth h(x, p) beyond F and G, and unlike a predictor from y itself it cannot explain the data
 // away. A is fitted to the residual and F, G to y - h, in turn (`residual` times).
@@ -38,13 +41,14 @@ namespace dvt {
 enum class DirectMethod { automatic = 0, schur, pcg };
 
 struct DirectOptions {
-  double smoothness = 0.5;  // lambda, against a row of weight 1; > 0. |grad F|^2 does not change with the grid in 2D
-  bool automatic_ridge = true;     // mu from the data: 5 in the first pass, estimated after it
-  double artifact_ridge = 0;       // mu otherwise, in rows: how many observations of G0 (or of zero) it counts for
-  int passes = 4;                  // 1: plain least squares; more: reweighted until the weights settle
-  int residual = 0;                // how many times h and (F, G) are fitted in turn
-  double outlier_threshold = 1.5;  // row weight 1 / max(1, e / (threshold * median e))^2
-  bool fix_artifacts = false;      // G = G0, not solved for
+  bool automatic_smoothness = true;  // lambda from the data: 0.2 in the first pass, estimated after it
+  double smoothness = 0;             // lambda otherwise, against a row of weight 1; > 0
+  bool automatic_ridge = true;       // mu from the data: 5 in the first pass, estimated after it
+  double artifact_ridge = 0;         // mu otherwise, in rows: how many observations of G0 (or of zero) it counts for
+  int passes = 4;                    // 1: plain least squares; more: reweighted until the weights settle
+  int residual = 0;                  // how many times h and (F, G) are fitted in turn
+  double outlier_threshold = 1.5;    // row weight 1 / max(1, e / (threshold * median e))^2
+  bool fix_artifacts = false;        // G = G0, not solved for
   DirectMethod method = DirectMethod::automatic;
   double tolerance = 1e-5;   // pcg: relative residual of every channel
   int max_iterations = 200;  // pcg
@@ -54,6 +58,7 @@ struct DirectReport {
   DirectMethod method = DirectMethod::automatic;
   int passes = 0;              // solved; fewer than asked for where the weights settled
   int iterations = 0;          // pcg: the most that any channel block took in the last pass
+  double smoothness = 0;       // lambda of the last pass
   double artifact_ridge = 0;   // mu of an ordinary patch in the last pass
   double median_residual = 0;  // of |y - F - G| over rows, before the last pass (passes > 1)
   double outlier_share = 0;    // rows with weight below one half in the last pass
@@ -86,6 +91,7 @@ class DirectSolver {
                 DirectReport* report);
   bool estimate_ridge(const float* artifacts, const float* prior, double median_residual, double* mu,
                       DirectSystem* system) const;
+  double estimated_smoothness(const float* nodes, double median_residual) const;
   static float unshrinkage(const DirectSystem& system, int64_t patch);
   void fit_gain(const float* nodes, const float* artifacts, float* gain, float* centre) const;
   void mean_left_by_field(const float* nodes, const float* gain, const float* centre, float* scratch,
