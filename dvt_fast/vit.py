@@ -36,12 +36,12 @@ class ViT:
         that comes with this package.
     weights: None for timm's pretrained ones (from the hub, or its cache), the path of a `.safetensors` or of a torch
         checkpoint (read with weights_only=True), or "random".
-    size: pixels a side, or (height, width); None is the model's own. The size must fit whole patches.
     stride: pixels from patch to patch, an int or (y, x), at most the patch size; None is the patch size.
     layer: which block's output, counted from the end where negative.
     norm: apply the model's final norm to the tokens. A model that pools before its norm (EVA-02 and BEiT as released)
         has none for tokens, and gives them as they are; SAM's is its neck, which changes the number of channels.
         `describe()["norm"]` says which it was.
+    size: pixels a side, or (height, width); None is the model's own. The size must fit whole patches.
     mean, std: three numbers each for pixels in [0, 1]; None is the model's own.
     seed: for weights="random".
 
@@ -56,12 +56,12 @@ class ViT:
         self,
         name: str,
         weights: str | os.PathLike[str] | None = None,
-        size: int | tuple[int, int] | None = None,
         stride: int | tuple[int, int] | None = None,
         layer: int = -1,
         norm: bool = True,
         device: str | torch.device = "cpu",
         *,
+        size: int | tuple[int, int] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         seed: int = 0,
@@ -143,11 +143,6 @@ class ViT:
             np.multiply(pixels[..., c], 1 / (255 * self.std[c]), out=x[:, c], dtype=np.float32)
             x[:, c] -= np.float32(self.mean[c] / self.std[c])
         return torch.from_numpy(x).to(self.device)
-
-    def normalize(self, images: torch.Tensor) -> torch.Tensor:
-        """Subtract the model's mean and divide by its std; images [..., 3, height, width] in [0, 1]."""
-        mean, std = (images.new_tensor(v).view(3, 1, 1) for v in (self.mean, self.std))
-        return (images - mean) / std
 
     def describe(self) -> dict[str, Any]:
         """What features depend on, for the metadata of files: plain JSON types."""
