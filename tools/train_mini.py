@@ -25,6 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from timm.models.vision_transformer import VisionTransformer
 
+from dvt_fast.artifact_map import position_share
 from dvt_fast.files import write_whole
 
 SIZE, PATCH, SIDE = 224, 16, 14  # input, patch, patches a side
@@ -220,12 +221,6 @@ def train(options: argparse.Namespace) -> None:
             break
 
 
-def position_share(maps: torch.Tensor) -> float:
-    """The part of the variance of [N, P, C] tokens that position alone explains; 1/N for unrelated images."""
-    maps = maps - maps.mean((0, 1))
-    return float(maps.mean(0).square().sum() * len(maps) / maps.square().sum())
-
-
 @torch.inference_mode()
 def patch_tokens(vit: VisionTransformer, paths: list[Path]) -> tuple[torch.Tensor, torch.Tensor]:
     """[N, SIDE^2, C] patch tokens of the last block of whole images, without and with the final norm."""
@@ -240,7 +235,7 @@ def score(student: VisionTransformer, teacher: VisionTransformer, data: Path) ->
     scores = {"cosine": float(F.cosine_similarity(raw, raw_teacher, dim=-1).mean())}
     scores["cosine, normed"] = float(F.cosine_similarity(normed, normed_teacher, dim=-1).mean())
     for name, maps in (("student", raw), ("teacher", raw_teacher)):
-        scores[f"position share, {name}"] = position_share(maps)
+        scores[f"position share, {name}"] = position_share(maps.unflatten(1, (SIDE, SIDE)).numpy())
         scores[f"corner norm, {name}"] = float(maps[:, corners].norm(dim=-1).mean())
         scores[f"median norm, {name}"] = float(maps.norm(dim=-1).median())
     return scores
