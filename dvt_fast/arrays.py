@@ -1,4 +1,7 @@
-"""Arrays of any kind in, the same kind out: NumPy arrays, torch tensors, and whatever else speaks DLPack."""
+"""Arrays of any kind in: NumPy arrays, torch tensors, and whatever else speaks DLPack in main memory.
+
+What goes out is a torch tensor where one came in, and a NumPy array for anything else.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,25 @@ def is_tensor(value: Any) -> bool:
 
 
 def to_numpy(value: Any, name: str = "array") -> np.ndarray:
-    """`value` as a NumPy array of floats, without a copy where possible; bfloat16 becomes float32."""
+    """`value` as a NumPy array of real numbers, without a copy where possible; torch's bfloat16 becomes float32."""
+    expected = f"{name} must be a NumPy array, a torch tensor or a DLPack object"
     if is_tensor(value):
         value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":
-            value = value.float()
-        return value.numpy()
-    try:
-        array = np.from_dlpack(value) if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray) else value
-        array = np.asarray(array)
-    except (TypeError, ValueError, BufferError) as error:
-        raise InputError(f"{name} must be a NumPy array, a torch tensor or a DLPack object: {error}") from None
-    if array.dtype == object:
-        raise InputError(f"{name} must be a NumPy array, a torch tensor or a DLPack object, got {type(value).__name__}")
+        array = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    else:
+        try:
+            foreign = hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray)
+            array = np.asarray(np.from_dlpack(value) if foreign else value)
+        except (TypeError, ValueError, BufferError) as error:
+            raise InputError(f"{expected}: {' '.join(str(error).split())}") from None
+    if array.dtype.kind not in "fiub":
+        what = type(value).__name__ if array.dtype == object or array.ndim == 0 else f"an array of {array.dtype}"
+        raise InputError(f"{expected} of real numbers, got {what}")
     return array
 
 
 def like(array: np.ndarray, reference: Any) -> Any:
-    """`array` as what `reference` is: a tensor on its device, or the NumPy array itself."""
+    """`array` as a torch tensor on the device of `reference` where that is one, else the NumPy array itself."""
     if not is_tensor(reference):
         return array
     import torch

@@ -12,12 +12,14 @@ import numpy as np
 
 from .arrays import like, to_numpy
 from .errors import InputError
-from .files import read_safetensors, write_safetensors
+from .files import pack_safetensors, read_safetensors, write_whole
+from .progress import report
+from .solvers.gauge import gauge
 from .views import DEFAULT_PLAN
 
 if TYPE_CHECKING:
     from .images import ImageSource
-    from .stage1 import Progress
+    from .progress import Progress
     from .views import Plan
     from .vit import ViT
 
@@ -28,7 +30,8 @@ FORMAT, VERSION = "dvt_fast.artifact_map", 1
 class ArtifactMap:
     """G of one ViT at one input size.
 
-    values: float32 [H, W, C], by patch index, mean over patches 0. meta: how it was made (JSON types), with
+    values: float32 [H, W, C], by patch index; its robust mean over the patches
+    (`solvers.gauge`) is 0. meta: how it was made (JSON types), with
     "agreement", the share of the variance of G over the images that position explains: 1 where all images agree,
     1 / n for n images that have nothing in common.
     """
@@ -50,7 +53,8 @@ class ArtifactMap:
         """The median over images of the G that `decompose` finds in each.
 
         The median, because G of one image holds some of its content and content differs between images. progress:
-        called as progress(done, total, "images"). options: of the direct solver.
+        called as progress(done, total, "images"); returning False stops with `Cancelled`. options: of the direct
+        solver.
         """
         from .stage1 import decompose
 
@@ -60,11 +64,10 @@ class ArtifactMap:
         maps = []
         for done, image in enumerate(images, 1):
             maps.append(decompose(image, vit, views, "direct", seed=seed, **options).artifacts)
-            if progress:
-                progress(done, len(images), "images")
+            report(progress, done, len(images), "images")
         found = np.stack(maps)
         middle = np.median(found, 0)
-        middle -= middle.mean((0, 1))
+        middle -= gauge(middle.reshape(-1, middle.shape[-1]))
         meta = {"vit": vit.describe(), "images": len(images), "agreement": position_share(found)}
         return cls(middle.astype(np.float32), meta)
 
@@ -77,7 +80,7 @@ class ArtifactMap:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one safetensors file, whole or not at all."""
-        write_safetensors(path, {"artifacts": self.values}, FORMAT, VERSION, meta=self.meta)
+        write_whole(path, pack_safetensors({"artifacts": self.values}, FORMAT, VERSION, meta=self.meta))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ArtifactMap:

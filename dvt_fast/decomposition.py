@@ -17,7 +17,7 @@ import numpy as np
 
 from .arrays import like, to_numpy
 from .errors import InputError
-from .files import read_safetensors, write_safetensors
+from .files import pack_safetensors, read_safetensors, write_whole
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -55,12 +55,12 @@ class Decomposition:
 
     raw: [H, W, C] float32, the ViT's features of the whole image.
     semantics: [H, W, C], F at the patches of the whole image; `query` gives it anywhere.
-    artifacts: [H, W, C], G by patch index; its mean over the patches is 0.
+    artifacts: [H, W, C], G by patch index; its robust mean over the patches (`solvers.gauge`) is 0.
     residual: [H, W, C], raw - semantics - artifacts.
     field: F itself.
     meta: how it was made: solver, options, vit, views, seed, version, seconds; JSON types only.
 
-    The four arrays are NumPy arrays or torch tensors, whichever the features were.
+    The four arrays are torch tensors where the features were, and NumPy arrays otherwise.
     """
 
     raw: Any
@@ -102,10 +102,14 @@ class Decomposition:
         The tensors are the four parts and "field.*"; the metadata holds one JSON text under "dvt_fast". Raises
         `NonFiniteError` rather than store NaN or infinity, and `OutputError` for a file that cannot be written.
         """
+        write_whole(path, self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that `save` writes. Raises `NonFiniteError` for NaN or infinity."""
         arrays = {name: to_numpy(getattr(self, name)) for name in PARTS}
         field_arrays, field_meta = self.field.state()
         arrays |= {f"field.{name}": to_numpy(array) for name, array in field_arrays.items()}
-        write_safetensors(path, arrays, FORMAT, VERSION, meta=self.meta, field=dict(field_meta))
+        return pack_safetensors(arrays, FORMAT, VERSION, meta=self.meta, field=dict(field_meta))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Decomposition:

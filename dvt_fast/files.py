@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -21,22 +22,36 @@ def write_whole(path: str | os.PathLike[str], data: bytes | bytearray | memoryvi
     The bytes go to a hidden file in the same folder, are flushed to the disk, and take the name in one step; a full
     disk, Ctrl-C or an error leaves nothing behind. Raises `OutputError`, one line with the path and the reason.
     """
-    path = Path(path)
-    temporary = _temporary_in(path.parent)
+    write_together({path: data})
+
+
+def write_together(files: Mapping[str | os.PathLike[str], bytes | bytearray | memoryview]) -> None:
+    """`write_whole` for files that belong together: none takes its name before all of them are on the disk."""
+    written: dict[Path, Path] = {}  # what each file will be called -> what it is called now
+    path = Path()
     try:
         try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            for name, data in files.items():
+                path = Path(name)
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+                temporary = _temporary_in(path.parent)
+                written[path] = temporary
+                with open(temporary, "xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for path, temporary in written.items():
+                os.replace(temporary, path)
         except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
+            for temporary in written.values():
+                with suppress(OSError):
+                    temporary.unlink()
             raise
-        _sync_folder(path.parent)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
+        raise _output_error(path, "cannot be written", error) from None
+    for folder in {path.parent for path in written}:
+        _sync_folder(folder)
 
 
 def check_folder(folder: str | os.PathLike[str]) -> Path:
@@ -50,25 +65,22 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
     except FileExistsError:
         raise OutputError(f"{folder}: is a file, expected a folder to write to") from None
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written to: {error.strerror or error}") from None
+        raise _output_error(folder, "cannot be written to", error) from None
     return folder
 
 
-def write_safetensors(
-    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], format: str, version: int, **header: Any
-) -> None:
-    """Write one of our files: the arrays, and the header fields (JSON types) in its metadata.
+def pack_safetensors(arrays: Mapping[str, np.ndarray], format: str, version: int, **header: Any) -> bytes:
+    """The bytes of one of our files: the arrays, and the header fields (JSON types) in its metadata.
 
-    Raises `NonFiniteError` rather than store NaN or infinity, and `OutputError` for a file that cannot be written.
+    Raises `NonFiniteError` rather than keep NaN or infinity.
     """
     from safetensors.numpy import save
 
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise NonFiniteError(f"{name} holds NaN or infinity: not written to {path}")
+            raise NonFiniteError(f"{name} holds NaN or infinity: not saved")
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    text = json.dumps({"format": format, "version": version, **header})
-    write_whole(path, save(contiguous, metadata={"dvt_fast": text}))
+    return save(contiguous, metadata={"dvt_fast": json.dumps({"format": format, "version": version, **header})})
 
 
 def read_safetensors(path: Path, format: str, version: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -95,6 +107,13 @@ def read_safetensors(path: Path, format: str, version: int) -> tuple[dict[str, A
     if header.get("version") != version:
         raise InputError(f"{path}: {format} version {header.get('version')}, expected version {version}")
     return header, arrays
+
+
+def _output_error(path: Path, what: str, error: OSError) -> OutputError:
+    """One line for people, with the system's error number for programs."""
+    failure = OutputError(f"{path}: {what}: {error.strerror or error}")
+    failure.errno = error.errno
+    return failure
 
 
 def _temporary_in(folder: Path) -> Path:

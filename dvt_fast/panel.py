@@ -45,8 +45,8 @@ def draw(d: Decomposition, image: Any = None, patch: tuple[int, int] | None = No
     page = _Page(aspect)
     page.heading("Raw = semantics F + artifacts G + residual", _describe(d))
 
-    # Row 1: colours. A constant may stand in F as well as in G. By convention G's mean is 0, and then a few huge
-    # artifacts shift all the other patches of G, and F against them; so drawn is the G whose usual patch is grey.
+    # Row 1: colours. A constant may stand in F as well as in G. By convention G's robust mean over
+    # the patches is 0; drawn is the G whose median is 0 channel by channel, so that its usual patch is grey.
     constant = np.median(artifacts, axis=(0, 1))
     basis = visual.ColorBasis.fit(raw, semantics + constant)
     if picture:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +12,12 @@ from . import __version__
 from .arrays import like, to_numpy
 from .decomposition import Decomposition
 from .errors import InputError
+from .options import Options
+from .progress import Progress, report
+from .solvers.average import AverageOptions, solve_average
 from .solvers.checks import check_problem
 from .solvers.direct import DirectOptions, DirectStream, solve_direct
+from .solvers.hashgrid import HashgridOptions, solve_hashgrid
 from .solvers.result import Solution
 from .views import DEFAULT_PLAN, iter_views, plan_boxes, view_coords
 
@@ -22,9 +26,7 @@ if TYPE_CHECKING:
     from .views import Plan
     from .vit import ViT
 
-SOLVERS = ("direct", "hashgrid", "average")
-# progress(done, total, what): what is "views" or "steps".
-Progress = Callable[[int, int, str], None]
+SOLVERS: dict[str, type[Options]] = {"direct": DirectOptions, "hashgrid": HashgridOptions, "average": AverageOptions}
 
 
 def solve(
@@ -33,20 +35,23 @@ def solve(
     """Stage 1 on the features of many views of one image.
 
     features: [V, H, W, C] float32, float16 or bfloat16; the last view is the whole image. coords: [V, H, W, 2], (x, y)
-    of each patch in the image, in [0, 1]. NumPy arrays, torch tensors or anything with DLPack; the result is of the
-    features' kind, on their device. solver: "direct" (exact least squares, `solvers.direct.DirectOptions`),
-    "hashgrid" (the paper's recipe, `solvers.hashgrid.HashgridOptions`) or "average" (the baseline). options: the
-    solver's own. progress: called as progress(done, steps, "steps") by "hashgrid".
+    of each patch in the image, in [0, 1]. NumPy arrays, torch tensors or anything with DLPack in main memory; the
+    result is torch tensors on the features' device where these are torch's, and NumPy arrays otherwise.
+
+    solver: "direct" (exact least squares, `solvers.direct.DirectOptions`), "hashgrid" (the paper's recipe,
+    `solvers.hashgrid.HashgridOptions`) or "average" (the baseline). options: the solver's own. progress: called as
+    progress(done, steps, "steps") by "hashgrid"; returning False stops the fit.
 
     Raises `InputError` (shapes, coordinates, an unknown solver or option), `NonFiniteError` (NaN or infinity; the
     message names the view) and `Cancelled`.
     """
     start = time.perf_counter()
-    views, places = check_problem(features, coords)
-    solution = _solver(solver)(views, places, progress=progress, **options)
+    parsed = parse_options(solver, options)
+    views, places = check_problem(features, coords, keep_half=solver == "hashgrid")
+    solution = _solve(views, places, parsed, progress)
     meta = {"solver": solver, "options": _plain(options), "views": len(views), "version": __version__}
     meta |= {"info": solution.info, "seconds": {"solve": time.perf_counter() - start}}
-    return _decomposition(views[-1], solution, meta, features)
+    return _decomposition(views[-1].astype(np.float32, copy=False), solution, meta, features)
 
 
 def decompose(
@@ -65,16 +70,16 @@ def decompose(
 
     image: a path, a PIL image or an array (see `images.load_image`). views: a plan or a number of random crops (see
     `views.plan_boxes`). seed: of random crops and of the hashgrid solver. coords: "center" or "official". progress:
-    called as progress(done, total, "views"), then as in `solve`. Returns float32 NumPy arrays. Raises what
-    `load_image`, `plan_boxes` and `solve` raise.
+    called as progress(done, total, "views"), then as in `solve`; returning False stops the work. Returns float32 NumPy
+    arrays. Raises what `load_image`, `plan_boxes` and `solve` raise.
     """
     start = time.perf_counter()
-    make = _solver(solver)
-    boxes = plan_boxes(views, seed)
-    places = np.ascontiguousarray(view_coords(boxes, vit, coords))
     if solver == "hashgrid":
         options["seed"] = seed  # of its initial values and its batches
-    stream = DirectStream(places, vit.dim, DirectOptions.parse(options)) if solver == "direct" else None
+    parsed = parse_options(solver, options)
+    boxes = plan_boxes(views, seed)
+    places = np.ascontiguousarray(view_coords(boxes, vit, coords))
+    stream = DirectStream(places, vit.dim, parsed) if isinstance(parsed, DirectOptions) else None
     kept = np.empty((0 if stream else len(boxes), *vit.grid, vit.dim), np.float32)
     done = 0
     solving = 0.0
@@ -87,14 +92,13 @@ def decompose(
             kept[done : done + len(features)] = features
         solving += time.perf_counter() - before
         done += len(features)
-        if progress:
-            progress(done, len(boxes), "views")
+        report(progress, done, len(boxes), "views")
     before = time.perf_counter()
     if stream:
         solution = stream.finish()
     else:
         check_problem(kept, places)
-        solution = make(kept, places, progress=progress, **options)
+        solution = _solve(kept, places, parsed, progress)
     now = time.perf_counter()
     meta = {"solver": solver, "options": _plain(options), "views": len(boxes), "plan": _plain(views), "seed": seed}
     meta |= {"coords": coords, "vit": vit.describe(), "version": __version__, "info": solution.info}
@@ -102,18 +106,20 @@ def decompose(
     return _decomposition(features[-1], solution, meta, features)
 
 
-def _solver(name: str) -> Callable[..., Solution]:
-    if name == "direct":
-        return lambda features, coords, progress=None, **options: solve_direct(features, coords, **options)
-    if name == "hashgrid":
-        from .solvers.hashgrid import solve_hashgrid
+def parse_options(solver: str, options: Mapping[str, Any]) -> Options:
+    """The options of a solver; `InputError` for an unknown solver or option, or one of another kind or out of range."""
+    if not isinstance(solver, str) or solver not in SOLVERS:
+        raise InputError(f"unknown solver {solver!r}; expected one of {', '.join(SOLVERS)}")
+    return SOLVERS[solver].parse(options)
 
-        return solve_hashgrid
-    if name == "average":
-        from .solvers.average import solve_average
 
-        return lambda features, coords, progress=None, **options: solve_average(features, coords, **options)
-    raise InputError(f"unknown solver {name!r}; expected one of {', '.join(SOLVERS)}")
+def _solve(features: np.ndarray, coords: np.ndarray, options: Options, progress: Progress | None) -> Solution:
+    if isinstance(options, DirectOptions):
+        return solve_direct(features, coords, options)
+    if isinstance(options, HashgridOptions):
+        return solve_hashgrid(features, coords, options, progress)
+    assert isinstance(options, AverageOptions)
+    return solve_average(features, coords, options)
 
 
 def _decomposition(raw: np.ndarray, solution: Solution, meta: dict[str, Any], kind: Any) -> Decomposition:

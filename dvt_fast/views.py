@@ -18,6 +18,7 @@ import numpy as np
 from . import images as _images
 from .errors import InputError
 from .extras import require
+from .options import seed as read_seed
 
 if TYPE_CHECKING:
     import torch
@@ -47,6 +48,7 @@ def plan_boxes(plan: Plan, seed: int = 0) -> np.ndarray:
     them flipped), or levels of tiles as in `PLANS`. seed: for random crops; the same seed gives the same boxes, and
     more of them begin with the fewer. Raises `InputError` for a plan that is none of these.
     """
+    seed = read_seed("seed", seed)
     if isinstance(plan, str):
         if plan not in PLANS:
             raise InputError(f"unknown view plan {plan!r}; expected a number or one of {', '.join(PLANS)}")

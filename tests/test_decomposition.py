@@ -1,5 +1,6 @@
 """The object that holds a result: querying, saving and loading it, and what it refuses."""
 
+import errno
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from dvt_fast.decomposition import PARTS, Decomposition
 from dvt_fast.errors import InputError, NonFiniteError, OutputError
+from dvt_fast.files import write_together
 from samples import make_decomposition as make
 
 
@@ -117,6 +119,24 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make().save(tmp_path / "d.safetensors")
     assert not os.listdir(tmp_path)
+
+
+def test_files_that_belong_together_change_together(tmp_path, monkeypatch):
+    old = {tmp_path / name: b"old" for name in ("a", "b", "c")}
+    write_together(old)
+    written, fsync = [], os.fsync
+
+    def full_at_the_third(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full_at_the_third)
+    with pytest.raises(OutputError, match="c: cannot be written: No space left on device") as caught:
+        write_together(dict.fromkeys(old, b"new"))
+    assert caught.value.errno == errno.ENOSPC
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old
 
 
 def header(**changes) -> dict[str, str]:

@@ -6,37 +6,42 @@ coverage; artifacts, which sit at another place of the image in every view, aver
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
 from .. import _native
-from ..errors import InputError
+from ..options import Options, option
+from ..options import grid as read_grid
 from .bilinear_field import BilinearField
 from .checks import check_finite
 from .direct import fit_grid
+from .gauge import gauge
 from .result import Solution
 
 
-def solve_average(
-    features: np.ndarray, coords: np.ndarray, *, grid: int | tuple[int, int] | None = None, **unknown: Any
-) -> Solution:
-    """features float32 [V, H, W, C] and coords float32 [V, H, W, 2], contiguous; the last view is the whole image.
+@dataclass(frozen=True)
+class AverageOptions(Options):
+    """Options of `solver="average"`. grid: nodes a side, as in the direct solver."""
 
-    grid: nodes a side, as in the direct solver.
-    """
-    for name in unknown:
-        raise InputError(f"unknown option {name!r} of solver 'average'; expected grid")
+    solver: ClassVar[str] = "average"
+
+    grid: tuple[int, int] | None = option(None, read_grid)
+
+
+def solve_average(features: np.ndarray, coords: np.ndarray, options: AverageOptions) -> Solution:
+    """features float32 [V, H, W, C] and coords float32 [V, H, W, 2], contiguous; the last view is the whole image."""
     check_finite(features)
     views, h, w, channels = features.shape
-    ny, nx = fit_grid(coords, grid)
+    ny, nx = fit_grid(coords, options.grid)
     rows, places = features.reshape(-1, channels), coords.reshape(-1, 2)
     ones = np.ones(len(rows), np.float32)
     sums, _ = _native.scatter(ny, nx, places, ones, rows)
     coverage, _ = _native.scatter(ny, nx, places, ones, ones[:, None])
     nodes = _fill_holes(sums, coverage[..., 0])
     artifacts = (features - BilinearField(nodes).query(coords)).mean(0)
-    constant = artifacts.mean((0, 1))
+    constant = gauge(artifacts.reshape(-1, channels))
     artifacts -= constant
     field = BilinearField(nodes + constant)
     semantics = field.patch_means(coords[-1])

@@ -31,7 +31,7 @@ class BilinearField:
         """The field averaged over the patches whose centres are given.
 
         coords: [H, W, 2], the centres of the patches of the whole image. Returns float32 [H, W, C]. A token speaks for
-        its whole patch: on a real ViT the mean over it serves dense prediction better than the value at its centre.
+        its whole patch, and a node of F may be narrower than that: hence the mean rather than the value at the centre.
         """
         h, w = coords.shape[:2]
         step_x = (coords[0, -1, 0] - coords[0, 0, 0]) / max(1, w - 1)
@@ -49,6 +49,6 @@ class BilinearField:
     def from_state(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> BilinearField:
         """The field that `state` described."""
         nodes = np.ascontiguousarray(arrays["nodes"], np.float32)
-        if nodes.ndim != 3 or min(nodes.shape[:2]) < 2:
-            raise InputError(f"a bilinear field needs nodes of shape [Ry >= 2, Rx >= 2, C], got {list(nodes.shape)}")
+        if nodes.ndim != 3 or min(nodes.shape[:2]) < 2 or nodes.shape[2] < 1:
+            raise InputError(f"nodes must have shape [Ry >= 2, Rx >= 2, C >= 1], got {list(nodes.shape)}")
         return cls(nodes)

@@ -12,9 +12,10 @@ from ..errors import InputError, NonFiniteError
 FLOATS = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
 
-def check_problem(features: Any, coords: Any) -> tuple[np.ndarray, np.ndarray]:
+def check_problem(features: Any, coords: Any, keep_half: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """features [V, H, W, C] and coords [V, H, W, 2] as contiguous float32 NumPy arrays.
 
+    keep_half: float16 features stay as they are, at half the memory, for a solver that reads them.
     Raises `InputError` for another shape or dtype, fewer than 2 views, a grid of less than 2 x 2 patches, or
     coordinates outside [0, 1]; `NonFiniteError` for coordinates that are NaN. Features are not looked at: the solvers
     do that as they read them.
@@ -35,7 +36,8 @@ def check_problem(features: Any, coords: Any) -> tuple[np.ndarray, np.ndarray]:
         raise NonFiniteError("coords contain NaN")
     if places.min() < 0 or places.max() > 1:
         raise InputError(f"coords must be in [0, 1], got {places.min():g} to {places.max():g}")
-    return np.ascontiguousarray(views, np.float32), np.ascontiguousarray(places, np.float32)
+    dtype = np.float16 if keep_half and views.dtype == np.float16 else np.float32
+    return np.ascontiguousarray(views, dtype), np.ascontiguousarray(places, np.float32)
 
 
 def check_finite(features: np.ndarray) -> None:

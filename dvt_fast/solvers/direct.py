@@ -6,25 +6,41 @@ the views, and the stream that takes views as they come.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .. import _native
-from ..errors import InputError
+from ..arrays import to_numpy
+from ..artifact_map import ArtifactMap
+from ..errors import InputError, NonFiniteError
+from ..options import Options, choice, flag, not_negative, number, option, positive, whole
+from ..options import grid as read_grid
 from .bilinear_field import BilinearField
+from .gauge import gauge
 from .result import Solution
 
-OUTLYING, GAUGE_STEPS = 3.0, 10
+
+def read_artifacts(name: str, value: Any) -> np.ndarray:
+    """An artifact map as float32 [H, W, C]."""
+    known = to_numpy(value.values if isinstance(value, ArtifactMap) else value, name)
+    if known.ndim != 3:
+        raise InputError(f"{name} must be an ArtifactMap or an array of shape [H, W, C], got shape {list(known.shape)}")
+    with np.errstate(over="ignore"):
+        known = np.ascontiguousarray(known, np.float32)
+    if not np.isfinite(known).all():
+        raise NonFiniteError(f"{name} contain NaN or infinity")
+    return known
 
 
 @dataclass(frozen=True)
-class DirectOptions:
+class DirectOptions(Options):
     """Options of `solver="direct"`.
 
     grid: nodes of F a side, an int or (Ry, Rx); None fits them to the views, one node a patch of the finer views.
-    smoothness: lambda, the weight of |grad F|^2 against one row of data; in rows, so that more views smooth less.
+    smoothness: lambda, the weight of |grad F|^2 against one row of data, so that more views smooth less; None estimates
+        it, as the variance of the residual over that of F from node to node, from the second pass on.
     passes: 1 is plain least squares; more reweight the rows by 1 / max(1, e / (outlier_threshold * median e))^2, e the
         residual norm, so that outlier tokens lose their say.
     residual: how many times a gain field, h = A_p * (F(x) - mean F) channel by channel, and (F, G) are fitted in turn.
@@ -38,32 +54,20 @@ class DirectOptions:
     tolerance, max_iterations: of "pcg".
     """
 
-    grid: int | tuple[int, int] | None = None
-    smoothness: float = 0.5
-    passes: int = 4
-    outlier_threshold: float = 1.5
-    residual: int = 0
-    cosine: bool = False
-    artifact_ridge: float | None = None
-    artifacts: Any = None
-    solve_artifacts: bool = True
-    method: str = "auto"
-    tolerance: float = 1e-5
-    max_iterations: int = 200
+    solver: ClassVar[str] = "direct"
 
-    @classmethod
-    def parse(cls, options: dict[str, Any]) -> DirectOptions:
-        """Options from keywords; an unknown one is an `InputError` that names those there are."""
-        names = [f.name for f in fields(cls)]
-        for name in options:
-            if name not in names:
-                raise InputError(f"unknown option {name!r} of solver 'direct'; expected one of {', '.join(names)}")
-        parsed = cls(**options)
-        if parsed.method not in ("auto", "schur", "pcg"):
-            raise InputError(f"method must be 'auto', 'schur' or 'pcg', got {parsed.method!r}")
-        if not isinstance(parsed.passes, int) or parsed.passes < 1:
-            raise InputError(f"passes must be a whole number of at least 1, got {parsed.passes!r}")
-        return parsed
+    grid: tuple[int, int] | None = option(None, read_grid)
+    smoothness: float = option(0.5, positive)
+    passes: int = option(4, whole(1, 1000))
+    outlier_threshold: float = option(1.5, positive)
+    residual: int = option(0, whole(0, 1000))
+    cosine: bool = option(False, flag)
+    artifact_ridge: float | None = option(None, not_negative)
+    artifacts: np.ndarray | None = option(None, read_artifacts)  # noqa: RUF009, it makes a field
+    solve_artifacts: bool = option(True, flag)
+    method: str = option("auto", choice("auto", "schur", "pcg"))
+    tolerance: float = option(1e-5, number(lambda x: 0 < x < 1, "be between 0 and 1"))
+    max_iterations: int = option(200, whole(1, 10**6))
 
 
 def fit_grid(coords: np.ndarray, grid: int | tuple[int, int] | None) -> tuple[int, int]:
@@ -73,10 +77,7 @@ def fit_grid(coords: np.ndarray, grid: int | tuple[int, int] | None) -> tuple[in
     seen by too few rows, coarser ones would blur what the close-up views show.
     """
     if grid is not None:
-        pair = (grid, grid) if isinstance(grid, (int, np.integer)) else tuple(grid)
-        if len(pair) != 2 or min(pair) < 2:
-            raise InputError(f"grid must be at least 2 nodes a side, got {grid!r}")
-        return int(pair[0]), int(pair[1])
+        return read_grid("grid", grid)
     return _nodes_along(coords[:, :, 0, 1]), _nodes_along(coords[:, 0, :, 0])
 
 
@@ -102,6 +103,8 @@ class DirectStream:
         self.options = options
         self.coords = coords.reshape(views, h * w, 2)
         self.shape = (h, w, channels)
+        if options.artifacts is not None and options.artifacts.shape != self.shape:
+            raise InputError(f"artifacts must have shape {list(self.shape)}, got {list(options.artifacts.shape)}")
         ny, nx = fit_grid(coords, options.grid)
         keep = "nothing" if options.passes == 1 and options.residual == 0 else "borrow" if borrow else "half"
         self._solver = _native.DirectSolver(ny, nx, h * w, channels, keep, options.cosine)
@@ -120,12 +123,8 @@ class DirectStream:
         prior = None
         fixed = not o.solve_artifacts
         if o.artifacts is not None:
-            values = getattr(o.artifacts, "values", o.artifacts)
-            prior = np.ascontiguousarray(values, np.float32)
-            if prior.shape != (h, w, c):
-                raise InputError(f"artifacts must have shape {[h, w, c]}, got {list(prior.shape)}")
             fixed = fixed or o.artifact_ridge is None
-            prior = prior.reshape(h * w, c)
+            prior = o.artifacts.reshape(h * w, c)
         elif fixed:
             prior = np.zeros((h * w, c), np.float32)
         nodes, artifacts, info = self._solver.solve(
@@ -149,23 +148,8 @@ class DirectStream:
         return Solution(semantics, artifacts, self._last - semantics - artifacts, field, dict(info))
 
 
-def gauge(artifacts: np.ndarray) -> np.ndarray:
-    """The constant that G [patches, C] gives to F: its mean over the patches, without those that stand far out.
-
-    Views cannot tell where a constant belongs, so G is taken to have mean zero. A few giant tokens (ViTs have some with
-    25 times the median norm) must not count in that mean: they would move all of F by their share. Patches further
-    from the centre than OUTLYING times the median distance lose weight with the square of their distance.
-    """
-    centre = artifacts.mean(0)
-    for _ in range(GAUGE_STEPS):
-        distance = np.linalg.norm(artifacts - centre, axis=1)
-        weights = 1 / np.maximum(1, distance / max(OUTLYING * float(np.median(distance)), 1e-30)) ** 2
-        centre = (weights @ artifacts) / weights.sum()
-    return centre.astype(np.float32)
-
-
-def solve_direct(features: np.ndarray, coords: np.ndarray, **options: Any) -> Solution:
+def solve_direct(features: np.ndarray, coords: np.ndarray, options: DirectOptions) -> Solution:
     """features float32 [V, H, W, C] and coords float32 [V, H, W, 2], contiguous; the last view is the whole image."""
-    stream = DirectStream(coords, features.shape[-1], DirectOptions.parse(options), borrow=True)
+    stream = DirectStream(coords, features.shape[-1], options, borrow=True)
     stream.add(features)
     return stream.finish()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from .. import _native
 from ..errors import InputError
+from ..options import Options, choice, not_negative, number, option, positive, seed, whole
+from ..progress import Progress
+from .gauge import gauge
 from .hash_grid_field import HashGridField, growth
 from .result import Solution
 
@@ -18,8 +19,18 @@ from .result import Solution
 REPORT_EVERY = 10
 
 
+def read_betas(name: str, value: Any) -> tuple[float, float]:
+    """Adam's two decay rates."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise InputError(f"{name} must be a pair of numbers, got {value!r}")
+    first, second = (number(lambda x: 0 <= x < 1, "be in [0, 1)")(f"{name}[{i}]", beta) for i, beta in enumerate(value))
+    if first <= 0.5:
+        raise InputError(f"{name}[0] must be above 0.5, got {first}")
+    return first, second
+
+
 @dataclass(frozen=True)
-class HashgridOptions:
+class HashgridOptions(Options):
     """Options of `solver="hashgrid"`.
 
     steps: Adam steps, the first half for F and G, the second for F and the residual predictor h with G frozen.
@@ -34,61 +45,39 @@ class HashgridOptions:
         loss (whose mean over C channels makes small gradients) and pulls G to zero.
 
     The defaults are the paper's, for 768 views of 37 x 37 patches and 25,000 steps. Fewer patches or steps want a
-    smaller grid, or its finest levels learn each view's noise: on benchmarks/planted.py (161 views of 24 x 24 patches,
-    2,000 steps) n_levels=8, max_resolution=64, log2_hashmap_size=14 brings the error of F from 0.15 to 0.03, in a fifth
-    of the time.
+    smaller grid, or its finest levels learn each view's noise: for 161 views of 24 x 24 patches and 2,000 steps,
+    benchmarks/planted.py takes n_levels=8, max_resolution=64, log2_hashmap_size=14, and
+    benchmarks/results/planted.json says what that reaches.
     """
 
-    steps: int = 25000
-    batch: int = 2048
-    seed: int = 0
-    n_levels: int = 16
-    n_features_per_level: int = 8
-    log2_hashmap_size: int = 20
-    base_resolution: int = 16
-    max_resolution: int = 1024
-    hidden_dim: int | None = None
-    residual_dim: int | None = None
-    lr: float = 0.01
-    lr_final: float = 0.001
-    warmup: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-15
-    weight_decay: float = 1e-5
-    residual_mse: float = 0.1
-    residual_l1: float = 0.02
-    loss_scale: float = 1024.0
+    solver: ClassVar[str] = "hashgrid"
 
-    @classmethod
-    def parse(cls, options: dict[str, Any]) -> HashgridOptions:
-        """Options from keywords; an unknown one, or one of another kind, is an `InputError`."""
-        known = {f.name: f for f in fields(cls)}
-        for name, value in options.items():
-            if name not in known:
-                raise InputError(f"unknown option {name!r} of solver 'hashgrid'; expected one of {', '.join(known)}")
-            if value is None and known[name].default is None:
-                continue
-            whole = isinstance(known[name].default, int) or known[name].default is None
-            if name == "betas":
-                fits = len(value) == 2 if isinstance(value, (tuple, list)) else False
-            else:
-                fits = isinstance(value, numbers.Integral if whole else numbers.Real) and not isinstance(value, bool)
-            if not fits:
-                kind = "a pair of numbers" if name == "betas" else "a whole number" if whole else "a number"
-                raise InputError(f"{name} must be {kind}, got {value!r}")
-        parsed = cls(**options)
-        for name in ("hidden_dim", "residual_dim"):
-            value = getattr(parsed, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
-        if parsed.seed < 0:
-            raise InputError(f"seed must be at least 0, got {parsed.seed}")
-        if not 2 <= parsed.base_resolution <= parsed.max_resolution:
+    steps: int = option(25000, whole(1, 2**30))
+    batch: int = option(2048, whole(1, 2**20))
+    seed: int = option(0, seed)
+    n_levels: int = option(16, whole(1, 32))
+    n_features_per_level: int = option(8, choice(1, 2, 4, 8))
+    log2_hashmap_size: int = option(20, whole(3, 26))
+    base_resolution: int = option(16, whole(2, 10**6))
+    max_resolution: int = option(1024, whole(2, 10**6))
+    hidden_dim: int | None = option(None, whole(1, 2**16))
+    residual_dim: int | None = option(None, whole(1, 2**16))
+    lr: float = option(0.01, positive)
+    lr_final: float = option(0.001, not_negative)
+    warmup: float = option(0.1, number(lambda x: 0 <= x <= 1, "be in [0, 1]"))
+    betas: tuple[float, float] = option((0.9, 0.99), read_betas)
+    eps: float = option(1e-15, not_negative)
+    weight_decay: float = option(1e-5, not_negative)
+    residual_mse: float = option(0.1, not_negative)
+    residual_l1: float = option(0.02, not_negative)
+    loss_scale: float = option(1024.0, positive)
+
+    def check(self) -> None:
+        """Raise `InputError` where options do not go together."""
+        if self.max_resolution < self.base_resolution:
             raise InputError(
-                f"max_resolution must be at least base_resolution, and that at least 2, got {parsed.max_resolution} "
-                f"and {parsed.base_resolution}"
+                f"max_resolution must be at least base_resolution, got {self.max_resolution} and {self.base_resolution}"
             )
-        return parsed
 
     def grid_config(self) -> dict[str, Any]:
         """The hash grid's keys, as `HashGrid` and tiny-cuda-nn name them."""
@@ -104,11 +93,7 @@ class HashgridOptions:
 
 
 def solve_hashgrid(
-    features: np.ndarray,
-    coords: np.ndarray,
-    *,
-    progress: Callable[[int, int, str], Any] | None = None,
-    **options: Any,
+    features: np.ndarray, coords: np.ndarray, options: HashgridOptions, progress: Progress | None = None
 ) -> Solution:
     """features: float32 or float16 [V, H, W, C]; coords: float32 [V, H, W, 2]; contiguous, the whole image last.
 
@@ -116,13 +101,16 @@ def solve_hashgrid(
     and so does Ctrl-C with KeyboardInterrupt. Raises `NonFiniteError`, naming the view of a NaN or infinity in the
     features, or the step at which the loss became one.
     """
-    parsed = HashgridOptions.parse(options)
-    fitter = _native.HashgridFitter(features, coords, parsed.native())
+    fitter = _native.HashgridFitter(features, coords, options.native())
     report = None if progress is None else lambda step, steps, loss: progress(step, steps, "steps")
-    fitter.run(parsed.steps, report_every=REPORT_EVERY, progress=report)
-    fitter.apply_gauge()
+    fitter.run(options.steps, report_every=REPORT_EVERY, progress=report)
     semantics, artifacts, _ = fitter.decomposition()
     parameters = fitter.parameters()
-    field = HashGridField(parameters["grid"], parameters["field"], tuple(fitter.field_widths), parsed.grid_config())
+    channels = artifacts.shape[-1]
+    constant = gauge(artifacts.reshape(-1, channels))
+    artifacts -= constant
+    semantics += constant
+    parameters["field"][-channels:] += constant  # the last bias: F takes the constant everywhere
+    field = HashGridField(parameters["grid"], parameters["field"], tuple(fitter.field_widths), options.grid_config())
     residual = features[-1].astype(np.float32) - semantics - artifacts
-    return Solution(semantics, artifacts, residual, field, {"steps": parsed.steps, "losses": fitter.losses})
+    return Solution(semantics, artifacts, residual, field, {"steps": options.steps, "losses": fitter.losses})
