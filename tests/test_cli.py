@@ -154,6 +154,11 @@ def test_an_unexpected_failure_is_reported_like_any_other(run, photos, monkeypat
         (["photos", "--views", "0"], "a view plan needs at least 1 crop"),
         (["photos", "-o", "stesp=3"], "unknown option 'stesp' of solver 'direct'; expected one of grid, smoothness"),
         (["photos", "-o", "stesp=3", "--solver", "hashgrid"], "unknown option 'stesp' of solver 'hashgrid'"),
+        (["photos", "-o", "grid=ab", "--solver", "average"], "grid must be at least 2 nodes a side"),
+        (["photos", "-o", "seed=3", "--solver", "hashgrid"], "seed is set by the command itself, not by --option"),
+        (["photos", "-o", "views=3"], "views is set by the command itself, not by --option: see --help"),
+        (["photos", "-o", "progress=1"], "unknown option 'progress' of solver 'direct'"),
+        (["photos", "-o", "batch_size=1", "--solver", "average"], "unknown option 'batch_size' of solver 'average'"),
         (["photos", "--patch", "4,0"], "--patch 4,0 is outside the 4 x 4 patches"),
         (["photos", "--out", "text.pth"], "text.pth: is a file, expected a folder to write to"),
         (["photos", "--out", "text.pth/out"], "text.pth/out: cannot be written to: Not a directory"),
@@ -194,22 +199,42 @@ def test_folder_without_permission(run, photos, tmp_path):
     assert code == 1 and err == "error: out: cannot be written to: Permission denied\n"
 
 
-@pytest.mark.parametrize("limit, file", [(1_000, "a.safetensors"), (60_000, "a.png")])
-def test_full_disk(run, photos, tmp_path, limit, file):
-    """A limit on the size of files stands for the full disk; the second lets the features pass and not the picture."""
+@pytest.fixture
+def size_limit():
+    """A limit on the size of files: writing fails in the middle, as on a full disk, for large files only."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
-    try:
-        code, _, err = run("decompose", photos, *TINY, "-o", "grid=2")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert (code, err) == (1, f"error: out/{file}: cannot be written: File too large\n")
-    assert os.listdir(tmp_path / "out") == []
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_failures_are_reported_also_where_the_disk_fills(run, photos, monkeypatch):
+@pytest.mark.parametrize("limit, suffix", [(1_000, "safetensors"), (60_000, "png")])
+@pytest.mark.parametrize("older", [False, True])
+def test_both_files_or_neither(run, photos, tmp_path, size_limit, limit, suffix, older):
+    """The second limit lets the features pass and not the picture; the old pair must then stay a pair."""
+    before = {}
+    if older:
+        assert run("decompose", photos, *TINY, "-o", "grid=3")[0] == 0
+        before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    size_limit(limit)
+    code, out, err = run("decompose", photos, *TINY, "-o", "grid=2")
+    size_limit(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    lines = [f"  {photos}/{n}: out/{n[0]}.{suffix}: cannot be written: File too large" for n in ("a.jpg", "b.png")]
+    assert (code, out, err.splitlines()) == (1, "", ["2 failed:", *lines])
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_one_name_that_cannot_be_written_does_not_stop_the_others(run, photos, tmp_path):
+    (tmp_path / "out" / "a.png").mkdir(parents=True)
+    code, out, err = run("decompose", photos, *TINY)
+    assert code == 1 and len(out.splitlines()) == 1
+    assert err == f"1 failed:\n  {photos}/a.jpg: out/a.png: cannot be written: Is a directory\n"
+    assert sorted(os.listdir("out")) == ["a.png", "b.png", "b.safetensors"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
+def test_what_fails_every_file_ends_the_run_and_failures_are_reported(run, photos, monkeypatch, number):
     def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(number, os.strerror(number))
 
     (photos / "0empty.jpg").write_bytes(b"")
     monkeypatch.setattr(os, "fsync", full)
@@ -217,7 +242,7 @@ def test_failures_are_reported_also_where_the_disk_fills(run, photos, monkeypatc
     first, second, third = err.splitlines()
     assert (code, out, first) == (1, "", "1 failed:")
     assert second.startswith(f"  {photos}/0empty.jpg: ")
-    assert third == "error: out/a.safetensors: cannot be written: No space left on device"
+    assert third == f"error: out/a.safetensors: cannot be written: {os.strerror(number)}"
 
 
 def test_ctrl_c_stops_cleanly(photos, tmp_path):

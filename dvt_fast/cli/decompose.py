@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import inspect
 import io
 import json
 import time
@@ -14,10 +16,14 @@ import typer
 
 from ..errors import Cancelled, DvtError, InputError, OutputError
 from ..extras import require
-from ..files import check_folder, write_whole
+from ..files import check_folder, write_together
 from ..runtime import backends, set_num_threads
 from ..views import DEFAULT_PLAN, PLANS, plan_boxes
 from .progress import Bar
+
+# What fails the writing of one file and will fail that of all others: a full disk, a quota, a disk or folder that may
+# not be written. Anything else (a name that the file system refuses, say) is the failure of one image.
+HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 class Solver(str, Enum):
@@ -101,8 +107,7 @@ def _run(
 ) -> None:
     """Decompose every image; appends a line to `failed` for each that could not be."""
     from ..images import find_images
-    from ..solvers.direct import DirectOptions
-    from ..solvers.hashgrid import HashgridOptions
+    from ..stage1 import parse_options
 
     # What would fail for every image fails here, once, and before torch takes its seconds to import.
     require("PIL.Image", "vit")
@@ -110,10 +115,7 @@ def _run(
         if not backend.available:
             raise DvtError(f"{backend.name}: {backend.reason}")
     plan_boxes(options["views"], options["seed"])
-    if options["solver"] == "direct":
-        DirectOptions.parse(solver_options)
-    elif options["solver"] == "hashgrid":
-        HashgridOptions.parse(solver_options)
+    parse_options(options["solver"], solver_options)
     images = find_images(paths)
     folder = check_folder(out)
 
@@ -132,10 +134,10 @@ def _run(
             try:
                 d = decompose(str(path), vit, progress=bar.step, **(options | solver_options))
                 files = _write(d, path, folder / stem, patch)
-            except (OutputError, Cancelled):
-                raise  # a full disk fails the others as well
+            except Cancelled:
+                raise
             except Exception as error:
-                if debug:
+                if debug or (isinstance(error, OutputError) and error.errno in HOPELESS):
                     raise
                 failed.append(_reason(path, error))
                 if as_json:
@@ -150,17 +152,12 @@ def _run(
 
 
 def _write(d: Any, image: Path, target: Path, patch: tuple[int, int] | None) -> dict[str, str]:
-    """Write both files of one image, or neither; returns their paths."""
+    """Write both files of one image, and return their paths; where that fails, older ones stay as they are."""
     picture = io.BytesIO()
     d.panel(image, patch).save(picture, "PNG", optimize=True)
     features = target.with_name(target.name + ".safetensors")
     panel = target.with_name(target.name + ".png")
-    d.save(features)
-    try:
-        write_whole(panel, picture.getvalue())
-    except BaseException:
-        features.unlink(missing_ok=True)
-        raise
+    write_together({features: d.to_bytes(), panel: picture.getvalue()})
     return {"features": str(features), "picture": str(panel)}
 
 
@@ -210,6 +207,8 @@ def _solver_options(texts: list[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise typer.BadParameter(f"expected NAME=VALUE, got '{text}'", param_hint="--option")
+        if name in inspect.signature(command).parameters:
+            raise InputError(f"{name} is set by the command itself, not by --option: see --help")
         try:
             options[name] = json.loads(value)
         except json.JSONDecodeError:

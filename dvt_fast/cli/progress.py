@@ -46,11 +46,11 @@ class Bar:
         part = done / total if what == self._counts else 0.0
         self._progress.update(self._task, completed=self._done + part, detail=f"{done}/{total} {what}")
 
-    def say(self, line: str, error: bool = False) -> None:
-        """Print a line above the bar: to stdout, or to stderr for an error."""
+    def say(self, line: str) -> None:
+        """Print a line on stdout, above the bar."""
         self._progress.stop()
         try:
-            typer.echo(line, err=error)
+            typer.echo(line)
         finally:
             self._progress.start()
 
