@@ -21,7 +21,7 @@ NAN = float("nan")
 BAD_DIRECT = [
     ({"smoothness": "x"}, "smoothness must be a number, got 'x'"),
     ({"smoothness": True}, "smoothness must be a number, got True"),
-    ({"smoothness": None}, "smoothness must be a number, got None"),
+    ({"passes": None}, "passes must be a whole number of at least 1 and at most 1000, got None"),
     ({"smoothness": NAN}, "smoothness must be positive, got nan"),
     ({"smoothness": float("inf")}, "smoothness must be finite, got inf"),
     ({"smoothness": 10**400}, "smoothness must be finite, got inf"),
@@ -133,7 +133,7 @@ def test_good_options_get_their_proper_types():
     assert DirectOptions.parse({"grid": 7}).grid == AverageOptions.parse({"grid": 7}).grid == (7, 7)
     assert DirectOptions.parse({"grid": 4096}).grid[0] ** 2 == MAX_NODES
     assert DirectOptions.parse({"artifacts": dvt_fast.ArtifactMap(MAP)}).artifacts.shape == MAP.shape
-    none = {"grid": None, "artifact_ridge": None, "artifacts": None}
+    none = {"grid": None, "smoothness": None, "artifact_ridge": None, "artifacts": None}
     assert DirectOptions.parse(none) == DirectOptions.parse({}) == DirectOptions()
     assert HashgridOptions.parse({"betas": [0.8, 0], "hidden_dim": None, "seed": 2**64 - 1}).betas == (0.8, 0.0)
 

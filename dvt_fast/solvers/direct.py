@@ -57,7 +57,7 @@ class DirectOptions(Options):
     solver: ClassVar[str] = "direct"
 
     grid: tuple[int, int] | None = option(None, read_grid)
-    smoothness: float = option(0.5, positive)
+    smoothness: float | None = option(None, positive)
     passes: int = option(4, whole(1, 1000))
     outlier_threshold: float = option(1.5, positive)
     residual: int = option(0, whole(0, 1000))
