@@ -1,6 +1,7 @@
 // The least-squares solver and its field. One object per solve; the arrays it borrows are kept alive here.
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "bindings/convert.h"
@@ -9,13 +10,29 @@
 namespace dvt::bindings {
 namespace {
 
+constexpr int64_t kMaxNodes = 1 << 24, kMaxPatches = 1 << 24, kMaxChannels = 1 << 20;
+
+// With these limits no product of sizes wraps, and what is too large for the machine fails where memory is asked for.
+void check_grid(int64_t ny, int64_t nx, int64_t channels) {
+  if (ny < 2 || nx < 2) raise_if_error(invalid_argument("grid must have at least 2 x 2 nodes, got ", ny, " x ", nx));
+  if (ny > kMaxNodes / nx)
+    raise_if_error(invalid_argument("grid must have at most ", kMaxNodes, " nodes, got ", ny, " x ", nx));
+  if (channels < 1 || channels > kMaxChannels)
+    raise_if_error(invalid_argument("channels must be 1 to ", kMaxChannels, ", got ", channels));
+}
+
 class PyDirectSolver {
  public:
   PyDirectSolver(int64_t ny, int64_t nx, int64_t patches, int64_t channels, const std::string& keep, bool cosine) {
     check_environment();
-    if (ny < 2 || nx < 2) raise_if_error(invalid_argument("grid must have at least 2 x 2 nodes, got ", ny, " x ", nx));
+    check_grid(ny, nx, channels);
+    if (patches < 1 || patches > kMaxPatches)
+      raise_if_error(invalid_argument("patches must be 1 to ", kMaxPatches, ", got ", patches));
+    if (keep != "borrow" && keep != "half" && keep != "nothing")
+      raise_if_error(invalid_argument("keep must be 'borrow', 'half' or 'nothing', got '", keep, "'"));
     const Keep mode = keep == "borrow" ? Keep::borrow : keep == "half" ? Keep::half : Keep::nothing;
     borrow_ = mode == Keep::borrow;
+    py::gil_scoped_release release;
     solver_ = std::make_unique<DirectSolver>(GridShape{ny, nx}, patches, channels, mode, cosine);
   }
 
@@ -36,6 +53,8 @@ class PyDirectSolver {
   py::tuple solve(py::object smoothness, py::object artifact_ridge, int passes, int residual, double outlier_threshold,
                   py::object prior, bool fix_artifacts, const std::string& method, double tolerance,
                   int max_iterations) {
+    if (method != "auto" && method != "schur" && method != "pcg")
+      raise_if_error(invalid_argument("method must be 'auto', 'schur' or 'pcg', got '", method, "'"));
     DirectOptions options;
     options.automatic_smoothness = smoothness.is_none();
     if (!options.automatic_smoothness) options.smoothness = smoothness.cast<double>();
@@ -84,9 +103,9 @@ class PyDirectSolver {
   std::vector<Array<float>> borrowed_;
 };
 
-std::vector<Tap> taps_of(GridShape grid, const Array<float>& coords) {
-  std::vector<Tap> taps(static_cast<size_t>(coords.shape(0)));
-  locate(grid, coords.shape(0), coords.data(), taps.data());
+std::vector<Tap> taps_of(GridShape grid, int64_t count, const float* coords) {
+  std::vector<Tap> taps(static_cast<size_t>(count));
+  locate(grid, count, coords, taps.data());
   return taps;
 }
 
@@ -96,11 +115,12 @@ Array<float> interpolate_binding(const Array<float>& nodes, const Array<float>& 
   check_shape(coords, "coords", {-1, 2});
   const GridShape grid{nodes.shape(0), nodes.shape(1)};
   const int64_t channels = nodes.shape(2), count = coords.shape(0);
+  check_grid(grid.ny, grid.nx, channels);
   auto out = new_array<float>({count, channels});
-  const float* from = nodes.data();
+  const float *from = nodes.data(), *xy = coords.data();
   float* to = out.mutable_data();
   py::gil_scoped_release release;
-  const std::vector<Tap> taps = taps_of(grid, coords);
+  const std::vector<Tap> taps = taps_of(grid, count, xy);
   (reference ? interpolate_reference : interpolate)(grid, count, taps.data(), channels, from, to);
   return out;
 }
@@ -114,17 +134,21 @@ py::tuple scatter_binding(int64_t ny, int64_t nx, const Array<float>& coords, co
   check_shape(values, "values", {count, -1});
   const GridShape grid{ny, nx};
   const int64_t channels = values.shape(1);
+  check_grid(ny, nx, channels);
   auto nodes = new_array<float>({ny, nx, channels});
   auto patches = new_array<float>({count, channels});
-  std::memset(nodes.mutable_data(), 0, sizeof(float) * static_cast<size_t>(nodes.size()));
-  std::memset(patches.mutable_data(), 0, sizeof(float) * static_cast<size_t>(patches.size()));
-  const std::vector<Tap> taps = taps_of(grid, coords);
-  const float* rows = values.data();
-  if (reference)
-    scatter_reference(grid, count, taps.data(), weights.data(), channels, rows, nodes.mutable_data(),
-                      patches.mutable_data());
-  else
-    scatter(grid, 1, count, taps.data(), weights.data(), channels, &rows, nodes.mutable_data(), patches.mutable_data());
+  const float *xy = coords.data(), *w = weights.data(), *rows = values.data();
+  float *node_sums = nodes.mutable_data(), *patch_sums = patches.mutable_data();
+  {
+    py::gil_scoped_release release;
+    std::fill_n(node_sums, grid.nodes() * channels, 0.0f);
+    std::fill_n(patch_sums, count * channels, 0.0f);
+    const std::vector<Tap> taps = taps_of(grid, count, xy);
+    if (reference)
+      scatter_reference(grid, count, taps.data(), w, channels, rows, node_sums, patch_sums);
+    else
+      scatter(grid, 1, count, taps.data(), w, channels, &rows, node_sums, patch_sums);
+  }
   return py::make_tuple(nodes, patches);
 }
 

@@ -36,7 +36,7 @@ void for_each_chunk(const HashGrid& grid, const float* coords, int64_t n, Visit&
 }
 
 Array<float> forward(const HashGrid& grid, const Array<float>& coords, const Array<float>& params, bool reference) {
-  check_isa();
+  check_environment();
   check_shape(coords, "coords", {-1, grid.n_dims});
   check_shape(params, "params", {grid.n_params()});
   const int64_t n = coords.shape(0);
@@ -55,7 +55,7 @@ Array<float> forward(const HashGrid& grid, const Array<float>& coords, const Arr
 }
 
 Array<float> backward_params(const HashGrid& grid, const Array<float>& coords, const Array<float>& d_out) {
-  check_isa();
+  check_environment();
   check_shape(coords, "coords", {-1, grid.n_dims});
   check_shape(d_out, "d_out", {coords.shape(0), grid.n_outputs()});
   auto d_params = new_array<float>({grid.n_params()});
@@ -72,7 +72,7 @@ Array<float> backward_params(const HashGrid& grid, const Array<float>& coords, c
 
 Array<float> backward_coords(const HashGrid& grid, const Array<float>& coords, const Array<float>& params,
                              const Array<float>& d_out) {
-  check_isa();
+  check_environment();
   check_shape(coords, "coords", {-1, grid.n_dims});
   check_shape(params, "params", {grid.n_params()});
   check_shape(d_out, "d_out", {coords.shape(0), grid.n_outputs()});
@@ -87,20 +87,26 @@ Array<float> backward_coords(const HashGrid& grid, const Array<float>& coords, c
 
 py::tuple backward_reference(const HashGrid& grid, const Array<float>& coords, const Array<float>& params,
                              const Array<float>& d_out) {
+  check_environment();
   check_shape(coords, "coords", {-1, grid.n_dims});
   check_shape(params, "params", {grid.n_params()});
   check_shape(d_out, "d_out", {coords.shape(0), grid.n_outputs()});
   auto d_params = new_array<double>({grid.n_params()});
   auto d_coords = new_array<double>({coords.shape(0), grid.n_dims});
-  std::fill_n(d_params.mutable_data(), grid.n_params(), 0.0);
-  hash_grid_backward_reference(grid, params.data(), coords.data(), d_out.data(), coords.shape(0),
-                               d_params.mutable_data(), d_coords.mutable_data());
+  const float *x = coords.data(), *p = params.data(), *d = d_out.data();
+  double *to_params = d_params.mutable_data(), *to_coords = d_coords.mutable_data();
+  const int64_t n = coords.shape(0);
+  {
+    py::gil_scoped_release release;
+    std::fill_n(to_params, grid.n_params(), 0.0);
+    hash_grid_backward_reference(grid, p, x, d, n, to_params, to_coords);
+  }
   return py::make_tuple(d_params, d_coords);
 }
 
 Array<float> field_query(const HashGrid& grid, const std::vector<int64_t>& widths, const Array<float>& grid_params,
                          const Array<float>& mlp_params, const Array<float>& coords) {
-  check_isa();
+  check_environment();
   const SemanticsField field{grid, mlp_shape(widths), grid_params.data(), mlp_params.data()};
   check_shape(grid_params, "grid", {grid.n_params()});
   check_shape(mlp_params, "field", {field.mlp.n_params()});
@@ -122,7 +128,7 @@ class Fitter {
  public:
   Fitter(py::array features, const Array<float>& coords, const HashgridOptions& options)
       : features_(std::move(features)), coords_(coords) {
-    check_isa();
+    check_environment();
     const bool half = is_half(features_, "features");
     check_shape(features_, "features", {-1, -1, -1, -1});
     check_shape(coords_, "coords", {features_.shape(0), features_.shape(1), features_.shape(2), 2});
@@ -172,23 +178,36 @@ class Fitter {
     const HashgridParameters grads = pointers(arrays);
     const int64_t* sample_data = samples.data();
     Losses losses;
+    Status status;
     {
       py::gil_scoped_release release;
-      losses = fitter_->gradients(sample_data, second_phase, grads);
+      status = fitter_->gradients(sample_data, second_phase, grads, &losses);
     }
+    raise_if_error(status);
     return py::make_tuple(as_dict(losses), arrays);
   }
 
   py::dict parameters() {
     py::dict arrays = empty();
-    copy(current(), pointers(arrays));
+    const HashgridParameters from = current(), to = pointers(arrays);
+    py::gil_scoped_release release;
+    std::copy_n(from.grid, fitter_->grid().n_params(), to.grid);
+    std::copy_n(from.field, fitter_->field_mlp().n_params(), to.field);
+    std::copy_n(from.artifacts, fitter_->patches() * channels(), to.artifacts);
+    std::copy_n(from.residual, fitter_->residual_mlp().n_params(), to.residual);
     return arrays;
   }
 
   void set_parameters(const py::dict& arrays) {
     if (fitter_->step() != 0) raise_if_error(invalid_argument("parameters can be set before the first step only"));
-    for (const auto& [name, size] : sizes()) check_shape(arrays[name].cast<Array<float>>(), name, {size});
-    copy(pointers(arrays), current());
+    std::vector<Array<float>> given;  // holds what the casts made until it is copied
+    for (const auto& [name, size] : sizes()) {
+      given.push_back(arrays[name].cast<Array<float>>());
+      check_shape(given.back(), name, {size});
+    }
+    const HashgridParameters to = current();
+    float* const targets[] = {to.grid, to.field, to.artifacts, to.residual};
+    for (size_t i = 0; i < given.size(); ++i) std::copy_n(given[i].data(), given[i].size(), targets[i]);
   }
 
   py::tuple decomposition() {
@@ -214,11 +233,12 @@ class Fitter {
 
  private:
   using Size = std::pair<const char*, int64_t>;
+  int64_t channels() const { return features_.shape(3); }
+  // In the order of HashgridParameters.
   std::vector<Size> sizes() const {
-    const int64_t c = features_.shape(3);
     return {{"grid", fitter_->grid().n_params()},
             {"field", fitter_->field_mlp().n_params()},
-            {"artifacts", fitter_->patches() * c},
+            {"artifacts", fitter_->patches() * channels()},
             {"residual", fitter_->residual_mlp().n_params()}};
   }
   py::dict empty() const {
@@ -226,6 +246,7 @@ class Fitter {
     for (const auto& [name, size] : sizes()) arrays[name] = new_array<float>({size});
     return arrays;
   }
+  // Of arrays that `empty` made.
   static HashgridParameters pointers(const py::dict& arrays) {
     const auto data = [&](const char* name) { return arrays[name].cast<Array<float>>().mutable_data(); };
     return {data("grid"), data("field"), data("artifacts"), data("residual")};
@@ -233,12 +254,6 @@ class Fitter {
   HashgridParameters current() {
     py::gil_scoped_release release;
     return fitter_->parameters();
-  }
-  void copy(const HashgridParameters& from, const HashgridParameters& to) const {
-    const auto all = sizes();
-    const std::pair<const float*, float*> pairs[] = {
-        {from.grid, to.grid}, {from.field, to.field}, {from.artifacts, to.artifacts}, {from.residual, to.residual}};
-    for (size_t i = 0; i < 4; ++i) std::copy_n(pairs[i].first, all[i].second, pairs[i].second);
   }
   static py::dict as_dict(const Losses& losses) {
     py::dict d;
@@ -317,7 +332,8 @@ void bind_hashgrid(py::module_& m) {
       .def("gradients", &Fitter::gradients, py::arg("samples"), py::arg("second_phase"))
       .def("parameters", &Fitter::parameters)
       .def("set_parameters", &Fitter::set_parameters, py::arg("parameters"))
-      .def("apply_gauge", [](Fitter& f) { (*f).apply_gauge(); })
+      .def(
+          "apply_gauge", [](Fitter& f) { (*f).apply_gauge(); }, py::call_guard<py::gil_scoped_release>())
       .def("decomposition", &Fitter::decomposition)
       .def_property_readonly("step", [](Fitter& f) { return (*f).step(); })
       .def_property_readonly("field_widths",

@@ -10,7 +10,7 @@ namespace {
 Array<float> gemm_binding(const Array<float>& a, const Array<float>& b, bool trans_a, bool trans_b, float alpha,
                           float beta, py::object c_in, py::object bias, bool relu, py::object relu_mask,
                           bool reference) {
-  check_isa();
+  check_environment();
   check_shape(a, "a", {-1, -1});
   check_shape(b, "b", {-1, -1});
   const GemmShape shape{a.shape(trans_a ? 1 : 0), b.shape(trans_b ? 0 : 1), a.shape(trans_a ? 0 : 1)};
@@ -47,34 +47,46 @@ Array<float> gemm_binding(const Array<float>& a, const Array<float>& b, bool tra
   return c;
 }
 
-Array<float> copy_of(const Array<float>& array) {
-  auto copy = new_array<float>({array.shape(0), array.shape(1)});
-  std::memcpy(copy.mutable_data(), array.data(), sizeof(float) * static_cast<size_t>(array.size()));
-  return copy;
-}
-
 Array<float> cholesky_solve_binding(const Array<float>& a, const Array<float>& b) {
-  check_isa();
+  check_environment();
   check_shape(a, "a", {-1, -1});
   const int64_t n = a.shape(0);
   check_shape(a, "a", {n, n});
   check_shape(b, "b", {n, -1});
   auto factor = copy_of(a), x = copy_of(b);
-  raise_if_error(cholesky_factor(n, factor.mutable_data(), n));
-  cholesky_solve(n, factor.data(), n, b.shape(1), x.mutable_data(), b.shape(1));
+  const int64_t columns = b.shape(1);
+  float *l = factor.mutable_data(), *solution = x.mutable_data();
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = cholesky_factor(n, l, n);
+    if (status.ok()) cholesky_solve(n, l, n, columns, solution, columns);
+  }
+  raise_if_error(status);
   return x;
 }
 
 Array<float> banded_solve_binding(const Array<double>& band_rows, const Array<float>& b) {
-  check_isa();
+  check_environment();
   check_shape(band_rows, "band_rows", {-1, -1});
-  const int64_t n = band_rows.shape(0);
+  const int64_t n = band_rows.shape(0), band = band_rows.shape(1) - 1;
+  if (band < 0) raise_if_error(invalid_argument("band_rows must have at least one column, got 0"));
   check_shape(b, "b", {n, -1});
   auto x = copy_of(b);
-  BandedCholesky cholesky;
-  raise_if_error(cholesky.factor(n, band_rows.shape(1) - 1, band_rows.data()));
-  cholesky.solve_forward(b.shape(1), x.mutable_data(), b.shape(1));
-  cholesky.solve_backward(b.shape(1), x.mutable_data(), b.shape(1));
+  const int64_t columns = b.shape(1);
+  const double* rows = band_rows.data();
+  float* solution = x.mutable_data();
+  Status status;
+  {
+    py::gil_scoped_release release;
+    BandedCholesky cholesky;
+    status = cholesky.factor(n, band, rows);
+    if (status.ok()) {
+      cholesky.solve_forward(columns, solution, columns);
+      cholesky.solve_backward(columns, solution, columns);
+    }
+  }
+  raise_if_error(status);
   return x;
 }
 
@@ -84,6 +96,10 @@ void bind_linalg(py::module_& m) {
   m.def("gemm", &gemm_binding, py::arg("a"), py::arg("b"), py::arg("trans_a") = false, py::arg("trans_b") = false,
         py::arg("alpha") = 1.0f, py::arg("beta") = 0.0f, py::arg("c") = py::none(), py::arg("bias") = py::none(),
         py::arg("relu") = false, py::arg("relu_mask") = py::none(), py::arg("reference") = false);
+  m.def("gemm_isa", [] {
+    check_environment();
+    return gemm_kernels().isa;
+  });
   m.def("cholesky_solve", &cholesky_solve_binding, py::arg("a"), py::arg("b"));
   m.def("banded_solve", &banded_solve_binding, py::arg("band_rows"), py::arg("b"));
 }

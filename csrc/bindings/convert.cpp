@@ -1,6 +1,20 @@
 #include "bindings/convert.h"
 
+#include <new>
+#include <system_error>
+
+#include "core/buffer.h"
+#include "core/threads.h"
+
 namespace dvt::bindings {
+namespace {
+
+void set_error(const char* type, const char* message) {
+  const py::object exception = py::module_::import("dvt_fast.errors").attr(type);
+  PyErr_SetString(exception.ptr(), message);
+}
+
+}  // namespace
 
 void raise_if_error(const Status& status) {
   if (status.ok()) return;
@@ -9,15 +23,30 @@ void raise_if_error(const Status& status) {
     case StatusCode::invalid_argument: type = "InputError"; break;
     case StatusCode::non_finite: type = "NonFiniteError"; break;
     case StatusCode::cancelled: type = "Cancelled"; break;
-    case StatusCode::out_of_memory: throw std::bad_alloc();
     default: break;
   }
-  const py::object exception = py::module_::import("dvt_fast.errors").attr(type);
-  PyErr_SetString(exception.ptr(), status.message().c_str());
+  set_error(type, status.message().c_str());
   throw py::error_already_set();
 }
 
-void check_isa() { raise_if_error(isa_status()); }
+void translate_exceptions() {
+  py::register_local_exception_translator([](std::exception_ptr exception) {
+    try {
+      if (exception) std::rethrow_exception(exception);
+    } catch (const OutOfMemory& error) {
+      set_error("DvtError", error.what());
+    } catch (const std::bad_alloc&) {
+      set_error("DvtError", "not enough memory");
+    } catch (const std::system_error& error) {
+      set_error("DvtError", error.what());
+    }
+  });
+}
+
+void check_environment() {
+  raise_if_error(isa_status());
+  raise_if_error(threads_status());
+}
 
 std::string shape_text(const py::array& array) {
   std::string text = "(";

@@ -4,6 +4,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -14,15 +16,18 @@ namespace dvt::bindings {
 
 namespace py = pybind11;
 
-// Arrays arrive C-contiguous in the right dtype (the Python side sees to it, and copies only where it must);
-// anything else is refused by pybind11 rather than converted behind the caller's back.
+// A C-contiguous array of the right dtype is read where it lies, and the Python side sees to it that arrays arrive so.
+// Of others pybind11 makes a copy where NumPy calls the cast safe (a strided array, float16 for float32) and refuses
+// the rest with TypeError (float64 for float32). A copy lives only as long as the Array that holds it.
 template <class T>
 using Array = py::array_t<T, py::array::c_style>;
 
 // Raises the Python exception of a status: InputError, NonFiniteError, Cancelled, or DvtError.
 void raise_if_error(const Status& status);
-// Refuses to run when DVT_FAST_ISA names a set that this machine cannot run.
-void check_isa();
+// Turns what the core throws (status.h) into DvtError, for this module.
+void translate_exceptions();
+// Refuses to run when DVT_FAST_ISA or DVT_FAST_NUM_THREADS cannot be honoured.
+void check_environment();
 
 std::string shape_text(const py::array& array);
 // Checks the rank and every extent that is not -1.
@@ -31,6 +36,13 @@ void check_shape(const py::array& array, const char* name, const std::vector<int
 template <class T>
 Array<T> new_array(std::vector<py::ssize_t> shape) {
   return Array<T>(shape);
+}
+
+inline Array<float> copy_of(const Array<float>& array) {
+  auto copy = new_array<float>(std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()));
+  if (array.size() > 0)
+    std::memcpy(copy.mutable_data(), array.data(), sizeof(float) * static_cast<size_t>(array.size()));
+  return copy;
 }
 
 void bind_core(py::module_& m);

@@ -31,7 +31,8 @@ inline MlpShape mlp_shape(const std::vector<int64_t>& widths) {
     raise_if_error(invalid_argument("widths must have 2 to ", kMaxMlpLayers + 1, " entries, got ", widths.size()));
   MlpShape shape{layers, {}};
   for (size_t i = 0; i < widths.size(); ++i) {
-    if (widths[i] < 1) raise_if_error(invalid_argument("widths must be positive, got ", widths[i]));
+    if (widths[i] < 1 || widths[i] > (1 << 20))
+      raise_if_error(invalid_argument("widths must be 1 to 1048576, got ", widths[i]));
     shape.widths[i] = widths[i];
   }
   return shape;

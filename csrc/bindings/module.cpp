@@ -2,6 +2,7 @@
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native core of dvt_fast. Not a public interface: use the functions of the package.";
+  dvt::bindings::translate_exceptions();
   dvt::bindings::bind_core(m);
   dvt::bindings::bind_linalg(m);
   dvt::bindings::bind_field(m);

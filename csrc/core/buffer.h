@@ -2,14 +2,28 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <utility>
 
 namespace dvt {
 
 constexpr size_t kAlignment = 64;
+
+// A bad_alloc that says how much was asked for.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  OutOfMemory(double count, double size) noexcept {
+    std::snprintf(text_, sizeof text_, "not enough memory: %.3g MB more were needed", count * size / 1e6);
+  }
+  const char* what() const noexcept override { return text_; }
+
+ private:
+  char text_[80];
+};
 
 template <class T>
 class Buffer {
@@ -26,31 +40,35 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { std::free(data_); }
 
-  // Throws std::bad_alloc, which the bindings and the C API catch at their boundary.
+  // Throws OutOfMemory, also for a count that is negative or whose bytes cannot be counted: a product that wrapped.
   T* at_least(int64_t count) {
+    if (count < 0) throw OutOfMemory(9.2e18, sizeof(T));
     if (count > capacity_) {
       std::free(data_);
       data_ = nullptr;
       capacity_ = 0;
+      if (count > kMaxCount) throw OutOfMemory(static_cast<double>(count), sizeof(T));
       const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
       data_ = static_cast<T*>(std::aligned_alloc(kAlignment, bytes));
-      if (!data_) throw std::bad_alloc();
+      if (!data_) throw OutOfMemory(static_cast<double>(count), sizeof(T));
       capacity_ = count;
     }
     return data_;
   }
   T* zeroed(int64_t count) {
     T* p = at_least(count);
-    std::memset(static_cast<void*>(p), 0, static_cast<size_t>(count) * sizeof(T));
+    if (count > 0) std::memset(static_cast<void*>(p), 0, static_cast<size_t>(count) * sizeof(T));
     return p;
   }
   T* data() { return data_; }
   const T* data() const { return data_; }
   T& operator[](int64_t i) { return data_[i]; }
   const T& operator[](int64_t i) const { return data_[i]; }
-  int64_t capacity() const { return capacity_; }
 
  private:
+  static constexpr int64_t kMaxCount =
+      (std::numeric_limits<int64_t>::max() - static_cast<int64_t>(kAlignment)) / static_cast<int64_t>(sizeof(T));
+
   T* data_ = nullptr;
   int64_t capacity_ = 0;
 };

@@ -1,7 +1,7 @@
 // While one of these lives, its thread treats subnormal numbers as zero.
 //
 // The inverse of a grid's matrix decays with distance until it is subnormal, and every operation on a subnormal number
-// traps into microcode: band solves ran 12 times slower with them.
+// traps into microcode: band solves run many times slower with them.
 #pragma once
 
 #if defined(__SSE2__)

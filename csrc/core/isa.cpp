@@ -2,7 +2,6 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <mutex>
 
 #if defined(__x86_64__)
 #include <cpuid.h>

@@ -17,6 +17,8 @@
 #error "simd.h is for kernel sources, which CMake compiles with DVT_ISA=generic|avx2|avx512"
 #endif
 
+#define DVT_TEXT_OF(x) #x
+#define DVT_TEXT(x) DVT_TEXT_OF(x)  // DVT_TEXT(DVT_ISA) is its name
 #define DVT_INLINE static inline __attribute__((always_inline))
 #define DVT_INLINE_MEMBER inline __attribute__((always_inline))
 

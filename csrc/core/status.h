@@ -1,5 +1,7 @@
-// A status is a code and one sentence: what was expected, what came. Nothing in the core throws, aborts or prints;
-// the bindings turn a status into a Python exception, the C API into an error code.
+// A status is a code and one sentence: what was expected, what came. Nothing in the core aborts or prints, and
+// arguments and data that cannot be used are statuses. Two things are thrown, because they can happen anywhere:
+// std::bad_alloc (buffer.h) and std::system_error (threads that cannot be started); threads.h carries them from a task
+// to its caller. The bindings turn all of it into Python exceptions, a C API turns it into error codes.
 #pragma once
 
 #include <string>
@@ -7,7 +9,7 @@
 
 namespace dvt {
 
-enum class StatusCode { ok = 0, invalid_argument, non_finite, unsupported, cancelled, out_of_memory };
+enum class StatusCode { ok = 0, invalid_argument, non_finite, unsupported, cancelled };
 
 class [[nodiscard]] Status {
  public:

@@ -7,62 +7,95 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
-#include <memory>
+#include <exception>
 #include <mutex>
+#include <new>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 namespace dvt {
 namespace {
 
-int default_threads() {
-  if (const char* text = std::getenv("DVT_FAST_NUM_THREADS")) {
-    const int n = std::atoi(text);
-    if (n > 0) return n;
+struct Default {
+  int threads;
+  Status status;
+};
+
+Default default_threads() {
+  const char* text = std::getenv("DVT_FAST_NUM_THREADS");
+  if (text && *text) {
+    char* end = nullptr;
+    const long n = std::strtol(text, &end, 10);  // the ends of `long` where it does not fit
+    if (*end == '\0' && n >= 1 && n <= kMaxThreads) return {static_cast<int>(n), Status()};
+    return {1, invalid_argument("DVT_FAST_NUM_THREADS must be a whole number from 1 to ", kMaxThreads, ", got '", text,
+                                "'")};
   }
+  int cores = static_cast<int>(std::thread::hardware_concurrency());
 #if defined(__linux__)
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+  if (sched_getaffinity(0, sizeof set, &set) == 0) cores = CPU_COUNT(&set);
 #endif
-  return std::max(1u, std::thread::hardware_concurrency());
+  return {std::clamp(cores, 1, kMaxThreads), Status()};
+}
+
+const Default& standard() {
+  static const Default found = default_threads();
+  return found;
 }
 
 std::atomic<int> requested_threads{0};
 thread_local bool inside_task = false;
+
+class InsideTask {
+ public:
+  InsideTask() { inside_task = true; }
+  ~InsideTask() { inside_task = false; }
+  InsideTask(const InsideTask&) = delete;
+  InsideTask& operator=(const InsideTask&) = delete;
+};
 
 struct Job {
   detail::TaskFunction function;
   void* context;
   int64_t count, piece;
   std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr error{};  // the first; the caller reads it when nobody works any more
 
-  void work() {
-    inside_task = true;
-    for (;;) {
-      const int64_t begin = next.fetch_add(piece, std::memory_order_relaxed);
-      if (begin >= count) break;
-      function(context, begin, std::min(count, begin + piece));
+  void work() noexcept {
+    const InsideTask inside;
+    try {
+      for (;;) {
+        const int64_t begin = next.fetch_add(piece, std::memory_order_relaxed);
+        if (begin >= count) break;
+        function(context, begin, std::min(count, begin + piece));
+      }
+    } catch (...) {
+      next.store(count, std::memory_order_relaxed);  // no piece that has not begun is worth its time
+      if (!failed.exchange(true)) error = std::current_exception();
     }
-    inside_task = false;
   }
 };
 
 class Pool {
  public:
   explicit Pool(int workers) {
-    for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { loop(); });
-  }
-  ~Pool() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stop_ = true;
-      generation_.fetch_add(1);
+    try {
+      for (int i = 0; i < workers; ++i) threads_.emplace_back([this] { loop(); });
+    } catch (const std::system_error& e) {
+      stop();
+      throw std::system_error(e.code(), "cannot start " + std::to_string(workers + 1) + " threads");
+    } catch (...) {
+      stop();
+      throw;
     }
-    wake_.notify_all();
-    for (auto& t : threads_) t.join();
   }
+  ~Pool() { stop(); }
   int size() const { return static_cast<int>(threads_.size()); }
 
+  // Works on the job together with all threads, and returns when nobody does any more.
   void run(Job& job) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -81,6 +114,16 @@ class Pool {
 
  private:
   static constexpr int kSpins = 2000;
+
+  void stop() {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      stop_ = true;
+      generation_.fetch_add(1);
+    }
+    wake_.notify_all();
+    for (auto& t : threads_) t.join();
+  }
 
   void loop() {
     uint64_t seen = 0;
@@ -125,11 +168,17 @@ void forget_pool_in_child() {
 int num_threads() {
   const int n = requested_threads.load(std::memory_order_relaxed);
   if (n > 0) return n;
-  static const int standard = default_threads();
-  return standard;
+  return standard().threads;
 }
 
-void set_num_threads(int n) { requested_threads.store(std::max(0, n), std::memory_order_relaxed); }
+Status threads_status() { return requested_threads.load(std::memory_order_relaxed) > 0 ? Status() : standard().status; }
+
+Status set_num_threads(int64_t n) {
+  if (n < 0 || n > kMaxThreads)
+    return invalid_argument("the number of threads must be 1 to ", kMaxThreads, ", or 0 for the default, got ", n);
+  requested_threads.store(static_cast<int>(n), std::memory_order_relaxed);
+  return Status();
+}
 
 namespace detail {
 
@@ -141,7 +190,7 @@ void parallel_for(int64_t count, int64_t grain, TaskFunction function, void* con
     function(context, 0, count);
     return;
   }
-  // Callers on several threads take turns; whoever finds the pool busy works alone rather than wait.
+  // One caller has the pool at a time; whoever finds it busy works alone rather than wait.
   std::unique_lock<std::mutex> lock(pool_mutex, std::try_to_lock);
   if (!lock.owns_lock()) {
     function(context, 0, count);
@@ -151,12 +200,14 @@ void parallel_for(int64_t count, int64_t grain, TaskFunction function, void* con
     static const int registered = pthread_atfork(nullptr, nullptr, forget_pool_in_child);
     (void)registered;
     delete pool;
+    pool = nullptr;  // stays so if the threads cannot be started
     pool = new Pool(num_threads() - 1);
   }
   // Four pieces a thread even out uneven work.
   const int64_t piece = std::max(grain, (count + threads * 4 - 1) / (threads * 4));
   Job job{function, context, count, piece};
   pool->run(job);
+  if (job.error) std::rethrow_exception(job.error);
 }
 
 }  // namespace detail

@@ -3,17 +3,25 @@
 // `parallel_for(count, grain, task)` calls task(begin, end) on pieces of [0, count) of at most max(grain, ...) items;
 // the caller works too. Pieces are claimed from a counter, so which thread runs a piece is not fixed: a task must write
 // only to what its own piece owns, and then results are the same bits with any number of threads. A call from inside a
-// task runs serially. Tasks must not throw.
+// task runs serially. What a task throws ends the work early, and the first of it is thrown on by parallel_for when no
+// thread works any more.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
+#include "core/status.h"
+
 namespace dvt {
 
+constexpr int kMaxThreads = 1024;
+
 int num_threads();
-// At least 1; 0 restores the default (DVT_FAST_NUM_THREADS, or the cores this process may run on).
-void set_num_threads(int n);
+// 1 to kMaxThreads; 0 restores the default (DVT_FAST_NUM_THREADS, or the cores this process may run on).
+Status set_num_threads(int64_t n);
+// A DVT_FAST_NUM_THREADS that cannot be honoured is kept as this error, which every entry point of the bindings checks,
+// until a number is set.
+Status threads_status();
 
 namespace detail {
 using TaskFunction = void (*)(void* context, int64_t begin, int64_t end);

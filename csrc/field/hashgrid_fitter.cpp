@@ -12,14 +12,22 @@ namespace {
 
 enum Stream : uint64_t { kGrid, kField, kArtifacts, kResidual, kFirstStep };
 
+// With these no product of sizes wraps.
+constexpr int64_t kMaxPatches = 1 << 24, kMaxWidth = 1 << 20;
+
 Status check(const HashgridOptions& o, const HashgridProblem& p) {
   if (p.views < 1 || p.height < 1 || p.width < 1 || p.channels < 1)
     return invalid_argument("features must have at least one view, patch and channel");
   if (o.steps < 1) return invalid_argument("steps must be at least 1, got ", o.steps);
   if (o.batch < 1 || o.batch > (1 << 20)) return invalid_argument("batch must be 1 to 1048576, got ", o.batch);
   if (o.steps > (1 << 30)) return invalid_argument("steps must be at most 1073741824, got ", o.steps);
-  if (o.hidden_dim < 0) return invalid_argument("hidden_dim must be positive, got ", o.hidden_dim);
-  if (o.residual_dim < 0) return invalid_argument("residual_dim must be positive, got ", o.residual_dim);
+  if (p.height > kMaxPatches / p.width || p.channels > kMaxWidth)
+    return invalid_argument("features must have at most ", kMaxPatches, " patches a view and ", kMaxWidth,
+                            " channels, got ", p.height, " x ", p.width, " and ", p.channels);
+  if (o.hidden_dim < 0 || o.hidden_dim > kMaxWidth)
+    return invalid_argument("hidden_dim must be 0 (the default) to ", kMaxWidth, ", got ", o.hidden_dim);
+  if (o.residual_dim < 0 || o.residual_dim > kMaxWidth)
+    return invalid_argument("residual_dim must be 0 (the default) to ", kMaxWidth, ", got ", o.residual_dim);
   const auto positive = [](double x) { return x > 0 && std::isfinite(x); };
   const auto at_least_zero = [](double x) { return x >= 0 && std::isfinite(x); };
   if (!positive(o.lr)) return invalid_argument("lr must be positive, got ", o.lr);
@@ -187,12 +195,16 @@ void HashgridFitter::take_step(const int64_t* samples) {
   ++step_;
 }
 
+Status HashgridFitter::check_samples(const int64_t* samples, int64_t count) const {
+  for (int64_t i = 0; i < count; ++i)
+    if (samples[i] < 0 || samples[i] >= features_.rows)
+      return invalid_argument("samples must be in [0, ", features_.rows, "), got ", samples[i]);
+  return Status();
+}
+
 Status HashgridFitter::run(int64_t count, const int64_t* samples, int64_t report_every, const Progress& progress) {
-  const int64_t n = options_.batch, last = std::min(options_.steps, step_ + count);
-  if (samples)
-    for (int64_t i = 0; i < (last - step_) * n; ++i)
-      if (samples[i] < 0 || samples[i] >= features_.rows)
-        return invalid_argument("samples must be in [0, ", features_.rows, "), got ", samples[i]);
+  const int64_t n = options_.batch, last = step_ + std::clamp<int64_t>(count, 0, options_.steps - step_);
+  if (samples) DVT_RETURN_IF_ERROR(check_samples(samples, (last - step_) * n));
   while (step_ < last) {
     if (!samples) {
       Random random(options_.seed, kFirstStep + static_cast<uint64_t>(step_));
@@ -209,7 +221,9 @@ Status HashgridFitter::run(int64_t count, const int64_t* samples, int64_t report
   return Status();
 }
 
-Losses HashgridFitter::gradients(const int64_t* samples, bool second_phase, const HashgridParameters& grads) {
+Status HashgridFitter::gradients(const int64_t* samples, bool second_phase, const HashgridParameters& grads,
+                                 Losses* losses) {
+  DVT_RETURN_IF_ERROR(check_samples(samples, options_.batch));
   forward_backward(samples, second_phase);
   const int64_t width = grid_.n_features;
   std::fill_n(grads.grid, grid_.n_params(), 0.0f);
@@ -223,7 +237,8 @@ Losses HashgridFitter::gradients(const int64_t* samples, bool second_phase, cons
     std::copy_n(artifacts_.grads.data(), artifacts_.count, grads.artifacts);
     std::fill_n(grads.residual, residual_.count, 0.0f);
   }
-  return losses_;
+  *losses = losses_;
+  return Status();
 }
 
 HashgridParameters HashgridFitter::parameters() {

@@ -6,7 +6,8 @@
 // steps). Of the hash grid only the entries that the batch reads are brought up to date, get gradients and move; all
 // others are replayed exactly when they are read next (adam/adam.h).
 //
-// All memory is allocated when the fitter is made. Same seed, same bits, for any number of threads.
+// What grows with the grid, the patches or the batch is allocated when the fitter is made; steps allocate nothing but
+// the packing buffers that each thread of a matrix product keeps. Same seed, same bits, for any number of threads.
 #pragma once
 
 #include <functional>
@@ -69,7 +70,7 @@ class HashgridFitter {
 
   // Losses and all gradients at the present parameters for `batch` samples, of the first or the second phase; grads are
   // overwritten. Nothing moves.
-  Losses gradients(const int64_t* samples, bool second_phase, const HashgridParameters& grads);
+  Status gradients(const int64_t* samples, bool second_phase, const HashgridParameters& grads, Losses* losses);
 
   // The parameters, every lazy entry brought up to date. They may be written before the first step.
   HashgridParameters parameters();
@@ -94,6 +95,7 @@ class HashgridFitter {
   HashgridFitter(const HashgridOptions& options, const HashgridProblem& problem, const HashGrid& grid,
                  const MlpShape& field_mlp, const MlpShape& residual_mlp);
   void initialise();
+  Status check_samples(const int64_t* samples, int64_t count) const;
   void forward_backward(const int64_t* samples, bool second_phase);
   void take_step(const int64_t* samples);
 

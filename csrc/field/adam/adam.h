@@ -7,9 +7,10 @@
 //
 // Lazy: with weight decay and eps 1e-15 an entry moves every step, touched or not, but what it does while its gradient
 // is zero depends on nothing else. So each entry keeps the step it was last brought to, and its missed steps are
-// replayed in registers when it is read next. Same arithmetic in the same order: the same bits as the dense form, for a
-// sixth of its memory traffic. Replay is a chain of a square root and two divisions a step; a block of entries runs it
-// in lock step to fill the pipeline, entries being sorted by what they missed so that a block starts nearly together.
+// replayed in registers when it is read next. Same arithmetic in the same order: the same bits as the dense form,
+// without reading and writing every entry at every step. Replay is a chain of a square root and two divisions a step; a
+// block of entries runs it in lock step to fill the pipeline, entries being sorted by what they missed so that a block
+// starts nearly together.
 #pragma once
 
 #include <cstdint>

@@ -24,8 +24,6 @@ class BandedCholesky {
   void solve_forward(int64_t columns, float* b, int64_t ldb) const;
   void solve_backward(int64_t columns, float* b, int64_t ldb) const;
 
-  int64_t size() const { return n_; }
-
  private:
   void solve(bool forward, bool backward, int64_t columns, float* b, int64_t ldb) const;
 

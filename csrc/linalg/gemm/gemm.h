@@ -35,6 +35,7 @@ void gemm_reference(Transpose trans_a, Transpose trans_b, GemmShape shape, float
                     const float* b, int64_t ldb, float beta, float* c, int64_t ldc, const GemmEpilogue& epilogue = {});
 
 struct GemmKernels {
+  const char* isa;  // what these were compiled for, so that a test can see which ones run
   int mr, nr;
   // Packs a [rows, k] block, rows padded with zeros to a multiple of mr: panel p holds [k][mr].
   void (*pack_a)(Transpose trans, int64_t rows, int64_t k, const float* a, int64_t lda, float* packed);

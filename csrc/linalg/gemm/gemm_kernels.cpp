@@ -127,7 +127,7 @@ void block(int64_t rows, int64_t columns, int64_t k, float alpha, const float* p
 
 }  // namespace
 
-const GemmKernels gemm_kernels = {kMr, kNr, pack_a, pack_b, block};
+const GemmKernels gemm_kernels = {DVT_TEXT(DVT_ISA), kMr, kNr, pack_a, pack_b, block};
 
 }  // namespace DVT_ISA
 }  // namespace dvt
