@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dvt_fast import _native
@@ -38,9 +39,10 @@ def symbols(path: Path, *options: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("isa", _native.built_isas())
 def test_kernel_objects_export_only_their_own_namespace(build, isa):
     """A weak symbol (an inline function, a template) compiled for AVX-512 could become everyone's copy at link time."""
-    objects = sorted(build.glob(f"CMakeFiles/dvt_kernels_{isa}.dir/**/*.o"))
-    assert len(objects) == len(list(CSRC.rglob("*_kernels.cpp")))
-    for path in objects:
+    sources = sorted(CSRC.rglob("*_kernels.cpp"))
+    assert sources
+    for source in sources:
+        path = build / f"CMakeFiles/dvt_kernels_{isa}.dir" / f"{source.relative_to(ROOT)}.o"
         exported = [(kind, name) for kind, name in symbols(path, "--defined-only") if kind.isupper() or kind in "uvw"]
         exported = [(kind, name) for kind, name in exported if kind != "N"]
         assert exported, path
@@ -107,12 +109,34 @@ def with_isa(isa: str, code: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
 def test_environment_forces_an_instruction_set(isa):
-    done = with_isa(isa, "print(_native.active_isa())")
+    done = with_isa(isa, "print(_native.active_isa(), _native.gemm_isa())")
     problem = _native.isa_problem(isa)
     if problem:
         assert f"InputError: instruction set '{isa}' cannot be used here: {problem}" in done.stderr
     else:
-        assert done.stdout == f"{isa}\n", done.stderr
+        # The second is what the kernels in use say of themselves: the name that they were compiled with.
+        assert done.stdout == f"{isa} {isa}\n", done.stderr
+
+
+def test_instruction_sets_are_different_code():
+    """The fused multiply-adds of AVX2 round once where the generic code rounds twice."""
+    if _native.isa_problem("avx2"):
+        pytest.skip(f"avx2: {_native.isa_problem('avx2')}")
+    if not re.search(r"x86_64|AMD64", os.uname().machine):
+        pytest.skip("the generic code of this processor fuses too")
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((200, 200)).astype(np.float32) for _ in range(2))
+    before = _native.active_isa()
+    results = []
+    try:
+        for isa in ("generic", "avx2"):
+            _native.set_isa(isa)
+            assert _native.gemm_isa() == isa
+            results.append(_native.gemm(a, b))
+    finally:
+        _native.set_isa(before)
+    np.testing.assert_allclose(*results, atol=1e-3)
+    assert (results[0] != results[1]).mean() > 0.1
 
 
 def test_unknown_instruction_set_is_an_error_and_nothing_runs():
