@@ -21,6 +21,7 @@ class CMakeBuild(build_ext):
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
+            "-DDVT_FAST_WERROR=OFF", "-DDVT_FAST_SANITIZE=OFF",  # CMake would keep those of the last build
             *os.environ.get("DVT_FAST_CMAKE_ARGS", "").split(),
         ]  # fmt: skip
         subprocess.run(configure, check=True)

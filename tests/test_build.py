@@ -147,3 +147,18 @@ def test_unknown_instruction_set_is_an_error_and_nothing_runs():
 
 def test_empty_value_is_the_default():
     assert with_isa("", "print(_native.active_isa())").stdout == f"{_native.active_isa()}\n"
+
+
+@pytest.mark.parametrize(("args", "expected"), [("", "OFF"), ("-DDVT_FAST_WERROR=ON", "ON")])
+def test_an_option_of_an_earlier_build_does_not_stay(tmp_path, args, expected):
+    """CMake keeps options in its cache, so the ones not asked for are set back: a user's build has no -Werror."""
+    fake = tmp_path / "bin" / "cmake"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
+    fake.chmod(0o755)
+    env = os.environ | {"PATH": f"{fake.parent}:{os.environ['PATH']}", "DVT_FAST_CMAKE_ARGS": args}
+    build = [sys.executable, "setup.py", "--quiet", "build_ext", "-b", tmp_path / "lib", "-t", tmp_path / "temp"]
+    subprocess.run(build, check=True, capture_output=True, env=env, cwd=ROOT)
+    configure = (tmp_path / "calls").read_text().splitlines()[0]
+    assert re.findall(r"-DDVT_FAST_WERROR=(\w+)", configure)[-1] == expected  # the last one counts
+    assert "-DDVT_FAST_SANITIZE=OFF" in configure
