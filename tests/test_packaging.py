@@ -75,6 +75,23 @@ def test_entry_point_names_what_exists():
     assert re.findall(r'"([^"]+)"', tools) == project["build-system"]["requires"]
 
 
+def test_what_the_tests_and_benchmarks_import_is_declared_and_explained():
+    tomllib = pytest.importorskip("tomllib")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    declared = {re.split(r"[<>=\[]", line)[0] for lines in extras.values() for line in lines} - {"dvt-fast"}
+    explained = (ROOT / "docs" / "dependencies.md").read_text()
+    assert not [name for name in declared if not re.search(rf"\b{name}\b", explained)]
+    names = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+    files = [path for folder in ("tests", "benchmarks", "tools") for path in (ROOT / folder).glob("*.py")]
+    own = {path.stem for path in files} | {"dvt_fast", "numpy", "safetensors", "setuptools", *sys.stdlib_module_names}
+    used = {
+        module
+        for path in files
+        for module in re.findall(r"^\s*(?:from|import) (\w+)(?:[. ]|$)", path.read_text(), re.M)
+    }
+    assert {names.get(module, module) for module in used - own} <= declared
+
+
 def test_changelog_knows_this_version():
     assert f"## {dvt_fast.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
@@ -89,6 +106,8 @@ def test_wheel_is_complete(tmp_path):
         names = set(archive.namelist())
         assert sum(name.startswith("dvt_fast/_native.") and name.endswith(".so") for name in names) == 1
         sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "dvt_fast").rglob("*.py")}
+        licences = {name.split(".dist-info/")[1] for name in names if ".dist-info/licenses/" in name}
+        assert licences == {"licenses/LICENSE", "licenses/dvt_fast/assets/NOTICE.md"}
         assert {"dvt_fast/py.typed", "dvt_fast/assets/dvt_mini.safetensors"} | sources <= names
         assert not [
             name for name in names if name.split("/")[0] not in ("dvt_fast", wheel.name.split("-cp")[0] + ".dist-info")
@@ -104,7 +123,14 @@ def test_sdist_can_be_built_from(tmp_path):
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     sources = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*") if p.is_file()}
-    assert {"CMakeLists.txt", "setup.py", "pyproject.toml", "LICENSE", "README.md"} | sources <= names
+    assert {
+        "CMakeLists.txt",
+        "setup.py",
+        "pyproject.toml",
+        "LICENSE",
+        "README.md",
+        "dvt_fast/assets/NOTICE.md",
+    } | sources <= names
     assert not [name for name in names if name.endswith((".so", ".o"))]
 
 
