@@ -52,6 +52,27 @@ def test_links_lead_to_files(document):
         assert target.startswith("https://") or (document.parent / target).is_file(), target
 
 
+def test_the_main_names_have_an_example():
+    examples = "".join(content for language, content in blocks(ROOT / "README.md") if language == "python")
+    for name in (
+        "ViT",
+        "decompose",
+        "solve",
+        "sample_views",
+        "ArtifactMap.calibrate",
+        "HashGrid",
+        "Decomposition.load",
+    ):
+        assert f"dvt_fast.{name}(" in examples, name
+    assert "artifacts=" in examples
+
+
+def test_the_terms_of_the_embedded_weights_are_said_where_they_matter():
+    text = (ROOT / "README.md").read_text()
+    assert "non-commercial" in text[: text.index("## Where to go on")]
+    assert "NOTICE.md" in text[text.index("MIT licence") :][:300]
+
+
 def test_options_in_the_table_exist():
     from typer.testing import CliRunner
 
