@@ -332,8 +332,6 @@ void bind_hashgrid(py::module_& m) {
       .def("gradients", &Fitter::gradients, py::arg("samples"), py::arg("second_phase"))
       .def("parameters", &Fitter::parameters)
       .def("set_parameters", &Fitter::set_parameters, py::arg("parameters"))
-      .def(
-          "apply_gauge", [](Fitter& f) { (*f).apply_gauge(); }, py::call_guard<py::gil_scoped_release>())
       .def("decomposition", &Fitter::decomposition)
       .def_property_readonly("step", [](Fitter& f) { return (*f).step(); })
       .def_property_readonly("field_widths",

@@ -251,21 +251,6 @@ SemanticsField HashgridFitter::field() {
   return {grid_, field_mlp_, p.grid, p.field};
 }
 
-void HashgridFitter::apply_gauge() {
-  const int64_t c = problem_.channels;
-  float* bias = field_.params.data() + field_.count - c;
-  for (int64_t k = 0; k < c; ++k) {
-    double mean = 0;
-    for (int64_t p = 0; p < patches(); ++p) mean += static_cast<double>(artifacts_.params[p * c + k]);
-    mean /= static_cast<double>(patches());
-    bias[k] = static_cast<float>(bias[k] + mean);
-    for (int64_t p = 0; p < patches(); ++p) {
-      float& g = artifacts_.params[p * c + k];
-      g = static_cast<float>(g - mean);
-    }
-  }
-}
-
 Status HashgridFitter::decomposition(float* semantics, float* artifacts, float* residual) {
   const int64_t c = problem_.channels, first = (problem_.views - 1) * patches();
   field().query(problem_.coords + 2 * first, patches(), semantics);

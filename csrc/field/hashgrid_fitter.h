@@ -76,8 +76,6 @@ class HashgridFitter {
   HashgridParameters parameters();
   SemanticsField field();
 
-  // G's mean over the patches moves into F: into the last bias, so F's parameters stay one function of coordinates.
-  void apply_gauge();
   // F at the last view's coordinates, G, and h of the last view's features, [H, W, C] each.
   Status decomposition(float* semantics, float* artifacts, float* residual);
 

@@ -22,14 +22,14 @@ struct Tap {
   float fx, fy;  // in [0, 1]
 };
 
-// coords [n, 2] = (x, y) in [0, 1], clamped to it.
+// (x, y) in [0, 1], clamped to it; NaN is taken for 0.
 static inline Tap locate(GridShape grid, float x, float y) {
-  const float px = x * static_cast<float>(grid.nx - 1), py = y * static_cast<float>(grid.ny - 1);
+  const float px = (x > 0 ? (x < 1 ? x : 1) : 0) * static_cast<float>(grid.nx - 1);
+  const float py = (y > 0 ? (y < 1 ? y : 1) : 0) * static_cast<float>(grid.ny - 1);
   int64_t jx = static_cast<int64_t>(px), jy = static_cast<int64_t>(py);
-  jx = jx < 0 ? 0 : (jx > grid.nx - 2 ? grid.nx - 2 : jx);
-  jy = jy < 0 ? 0 : (jy > grid.ny - 2 ? grid.ny - 2 : jy);
-  const float fx = px - static_cast<float>(jx), fy = py - static_cast<float>(jy);
-  return {static_cast<int32_t>(jy * grid.nx + jx), fx < 0 ? 0 : (fx > 1 ? 1 : fx), fy < 0 ? 0 : (fy > 1 ? 1 : fy)};
+  if (jx > grid.nx - 2) jx = grid.nx - 2;
+  if (jy > grid.ny - 2) jy = grid.ny - 2;
+  return {static_cast<int32_t>(jy * grid.nx + jx), px - static_cast<float>(jx), py - static_cast<float>(jy)};
 }
 void locate(GridShape grid, int64_t n, const float* coords, Tap* taps);
 

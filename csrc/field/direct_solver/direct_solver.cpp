@@ -31,7 +31,7 @@ constexpr double kSettledRatio = 1.5;
 constexpr double kLargestRidge = 5, kSmallestRidge = 0.01;
 // The same for the smoothness, and how much of the steps of F counts: the largest may be outlier tokens that an early
 // pass still holds.
-constexpr double kFirstSmoothness = 0.2, kSmallestSmoothness = 0.01, kLargestSmoothness = 2;
+constexpr double kFirstSmoothness = 0.2, kSmallestSmoothness = 0.01, kLargestSmoothness = 0.5;
 constexpr double kCountedSteps = 0.95;
 constexpr double kGainRidge = 20;
 constexpr double kOutlyingArtifact = 1.5;  // in medians of |G|

@@ -41,7 +41,8 @@ bool DirectSystem::schur_is_cheaper() const {
   const double n = static_cast<double>(grid.nodes()), p = static_cast<double>(patches);
   const double c = static_cast<double>(channels), rows = static_cast<double>(views) * p;
   const double schur = n * p * (2.0 * static_cast<double>(grid.nx) + p + 4.0 * c) + p * p * (p / 3.0 + 2.0 * c);
-  const double iterations = 25, slowness = 4;  // measured: gathers and scatters run at a quarter of the products' rate
+  // About what PCG needs, and how much slower its gathers and scatters run than matrix products: rough, for a choice.
+  const double iterations = 25, slowness = 4;
   return schur < iterations * slowness * c * (20.0 * rows + 30.0 * n);
 }
 
