@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -53,3 +54,11 @@ def interleaved(candidates: dict[str, Callable[[], object]], repeats: int = 7) -
             call()
             times[name].append(time.perf_counter() - start)
     return times
+
+
+def save(path: Path | None, result: dict) -> None:
+    """Write a result, with `environment()`, as JSON; nothing where no path was asked for."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"environment": environment(), **result}, indent=1) + "\n")

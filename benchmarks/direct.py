@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import multiprocessing
 import resource
 import sys
@@ -28,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import environment, interleaved
+from common import interleaved, save
 
 from dvt_fast.solvers.direct import DirectOptions, DirectStream, fit_grid
 from dvt_fast.views import plan_boxes, view_coords
@@ -183,14 +182,12 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=["official", "scipy"])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    out: dict = {"environment": environment()}
+    out: dict = {}
     if "official" in arguments.what:
         out["official"] = official()
     if "scipy" in arguments.what:
         out["scipy"] = against_scipy()
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(out, indent=1) + "\n")
+    save(arguments.json, out)
 
 
 if __name__ == "__main__":

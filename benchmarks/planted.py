@@ -15,7 +15,6 @@ mean of each, which no method can know (a constant may move between F and G).
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -153,7 +152,7 @@ def main() -> None:
     parser.add_argument("--solvers", nargs="+", default=["direct", "average", "hashgrid", "torch"])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    from common import environment
+    from common import save
 
     runs: dict[str, list[tuple[float, float, float, float]]] = {}
     for seed in arguments.seeds:
@@ -178,14 +177,10 @@ def main() -> None:
             f"{name:22} cosine {cosine:.4f} (lowest of {len(arguments.seeds)} photos {lowest[name]:.4f})"
             f"  error of F {error:.4f}  of G {artifact_error:.4f}  {seconds:8.3f} s"
         )
-    if arguments.json:
-        keys = ("cosine", "error_F", "error_G", "seconds")
-        out = {"environment": environment(), "settings": {k: v for k, v in vars(arguments).items() if k != "json"}}
-        out["results"] = {
-            name: {**dict(zip(keys, row, strict=True)), "lowest_cosine": lowest[name]} for name, row in rows.items()
-        }
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(out, indent=1) + "\n")
+    keys = ("cosine", "error_F", "error_G", "seconds")
+    results = {name: {**dict(zip(keys, row, strict=True)), "lowest_cosine": lowest[name]} for name, row in rows.items()}
+    settings = {name: value for name, value in vars(arguments).items() if name != "json"}
+    save(arguments.json, {"settings": settings, "results": results})
 
 
 if __name__ == "__main__":

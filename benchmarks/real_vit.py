@@ -17,7 +17,6 @@ IoU over classes with more than 20 val patches, with a bootstrap interval over v
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from common import environment
+from common import save
 
 import dvt_fast
 from dvt_fast.arrays import to_numpy
@@ -214,7 +213,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not DATA.is_dir():
         sys.exit(f"real_vit.py needs the images and weights at {DATA}")
-    out: dict = {"environment": environment()}
+    out: dict = {}
     if "share" in arguments.what:
         out["share 96 random views"] = share(5 if arguments.quick else 20)
         for plan in ("fast", "balanced"):
@@ -223,9 +222,7 @@ def main() -> None:
         out["camvid"] = camvid({"fast": "fast"} if arguments.quick else PLANS)
     if "realtime" in arguments.what:
         out["realtime"] = realtime()
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(out, indent=1) + "\n")
+    save(arguments.json, out)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ being ten steps of ours and one of torch's.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -29,7 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import environment, interleaved
+from common import interleaved, save
 
 from dvt_fast import _native
 from dvt_fast.reference import HashGridEncoding, Recipe, Stage1Model, Trainer
@@ -122,9 +121,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(_native.num_threads())
     results = [row for c in arguments.channels for row in measure(c, arguments.views, arguments.rounds)]
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"environment": environment(), "results": results}, indent=2) + "\n")
+    save(arguments.json, {"results": results})
 
 
 if __name__ == "__main__":
