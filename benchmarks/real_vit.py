@@ -220,6 +220,8 @@ def main() -> None:
             out[f"share {plan}"] = share(5 if arguments.quick else 20, plan)
     if "camvid" in arguments.what:
         out["camvid"] = camvid({"fast": "fast"} if arguments.quick else PLANS)
+        if not arguments.quick:
+            out["camvid before the norm"] = camvid({"fast": "fast", "balanced": "balanced"}, norm=False)
     if "realtime" in arguments.what:
         out["realtime"] = realtime()
     save(arguments.json, out)

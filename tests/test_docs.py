@@ -47,9 +47,9 @@ def test_blocks_run(document, tmp_path):
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
-def test_links_lead_to_files(document):
+def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#]+)", document.read_text()):
-        assert target.startswith("https://") or (document.parent / target).is_file(), target
+        assert target.startswith("https://") or (document.parent / target).exists(), target
 
 
 def test_the_main_names_have_an_example():
