@@ -40,7 +40,9 @@ def environment() -> dict:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {p: version(p) for p in ("numpy", "torch", "timm", "scipy", "scikit-learn")},
-        "commit": git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else ""),
+        # "+": with changes that are not committed, other than of results themselves.
+        "commit": git("rev-parse", "--short", "HEAD")
+        + ("+" if git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!*.md", ":!docs") else ""),
         "date": datetime.date.today().isoformat(),
     }
 

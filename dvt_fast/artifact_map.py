@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "dvt_fast.artifact_map", 1
 
 
-@dataclass(frozen=True)
+# What two ViTs must share for one map to serve both.
+SAME = ("name", "weights", "size", "stride", "layer", "norm")
+
+
+@dataclass(frozen=True, repr=False)
 class ArtifactMap:
     """G of one ViT at one input size.
 
@@ -58,6 +62,10 @@ class ArtifactMap:
         """
         from .stage1 import decompose
 
+        if isinstance(images, (str, os.PathLike)):
+            raise InputError(
+                f"images must be several images, got one path: {images}; `images.find_images` expands folders"
+            )
         images = list(images)
         if not images:
             raise InputError("an artifact map needs at least one image")
@@ -70,6 +78,26 @@ class ArtifactMap:
         middle -= gauge(middle.reshape(-1, middle.shape[-1]))
         meta = {"vit": vit.describe(), "images": len(images), "agreement": position_share(found)}
         return cls(middle.astype(np.float32), meta)
+
+    def __repr__(self) -> str:
+        h, w, c = self.values.shape
+        return f"ArtifactMap({h}x{w} patches, {c} channels, vit={self.meta.get('vit', {}).get('name')!r})"
+
+    def check(self, vit: ViT) -> None:
+        """`InputError` naming the first setting in which `vit` differs from the one that the map was measured on.
+
+        A map without such a record (made from an array) is taken on trust.
+        """
+        made = self.meta.get("vit")
+        if not made:
+            return
+        used = vit.describe()
+        for key in SAME:
+            if made.get(key) != used[key]:
+                raise InputError(
+                    f"the artifact map was measured on a ViT with {key} {made.get(key)!r}, and this one has "
+                    f"{used[key]!r}: calibrate a map for it"
+                )
 
     def subtract(self, features: Any) -> Any:
         """features [..., H, W, C] without the artifacts, of the kind that came."""

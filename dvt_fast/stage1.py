@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from . import __version__
 from .arrays import like, to_numpy
+from .artifact_map import ArtifactMap
 from .decomposition import Decomposition
 from .errors import InputError
 from .options import Options
@@ -74,6 +76,13 @@ def decompose(
     arrays. Raises what `load_image`, `plan_boxes` and `solve` raise.
     """
     start = time.perf_counter()
+    if isinstance(vit, str):
+        raise InputError(f"vit must be a dvt_fast.ViT, got str: dvt_fast.ViT({vit!r}) makes one")
+    known = options.get("artifacts")
+    if isinstance(known, (str, os.PathLike)):
+        known = options["artifacts"] = ArtifactMap.load(known)
+    if isinstance(known, ArtifactMap):
+        known.check(vit)
     if solver == "hashgrid":
         options["seed"] = seed  # of its initial values and its batches
     parsed = parse_options(solver, options)

@@ -196,3 +196,22 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     torch.save({"blocks.0.norm1.weight": torch.zeros(7)}, path)
     with pytest.raises(WeightsError, match=r"blocks\.0\.norm1\.weight|cls_token"):
         dvt_fast.ViT("vit_tiny_patch16_224", weights=path)
+
+
+def test_a_map_of_another_vit_is_refused(vit, picture, tmp_path):
+    known = dvt_fast.ArtifactMap.calibrate(vit, [picture], "realtime")
+    other = dvt_fast.ViT("dvt_mini", size=112, norm=not vit.norm)
+    with pytest.raises(InputError, match="measured on a ViT with norm"):
+        dvt_fast.decompose(picture, other, "realtime", artifacts=known)
+    path = tmp_path / "map.safetensors"
+    known.save(path)
+    from_path = dvt_fast.decompose(picture, vit, "realtime", artifacts=str(path))
+    assert np.array_equal(from_path.artifacts, dvt_fast.decompose(picture, vit, "realtime", artifacts=known).artifacts)
+    assert repr(known) == f"ArtifactMap(7x7 patches, {vit.dim} channels, vit='dvt_mini')"
+
+
+def test_a_name_is_no_vit_and_a_path_no_list(vit, picture):
+    with pytest.raises(InputError, match=r"vit must be a dvt_fast\.ViT, got str"):
+        dvt_fast.decompose(picture, "dvt_mini")
+    with pytest.raises(InputError, match="several images, got one path: photos"):
+        dvt_fast.ArtifactMap.calibrate(vit, "photos")

@@ -6,6 +6,7 @@ the views, and the stream that takes views as they come.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,7 +24,9 @@ from .result import Solution
 
 
 def read_artifacts(name: str, value: Any) -> np.ndarray:
-    """An artifact map as float32 [H, W, C]."""
+    """An artifact map, the path of one, or its values, as float32 [H, W, C]."""
+    if isinstance(value, (str, os.PathLike)):
+        value = ArtifactMap.load(value)
     known = to_numpy(value.values if isinstance(value, ArtifactMap) else value, name)
     if known.ndim != 3:
         raise InputError(f"{name} must be an ArtifactMap or an array of shape [H, W, C], got shape {list(known.shape)}")
@@ -47,8 +50,8 @@ class DirectOptions(Options):
     cosine: weigh rows by 1 + C / (2 |y|^2), the quadratic form of MSE + (1 - cos).
     artifact_ridge: mu, how many rows of "G is zero" (or of the prior) each patch is given; None estimates it, as the
         variance of the residual over that of G, from the second pass on.
-    artifacts: a known artifact map [H, W, C] or `ArtifactMap`: subtracted where artifact_ridge is None (the default
-        with a map), else the value that artifact_ridge pulls G to.
+    artifacts: a known artifact map, an `ArtifactMap`, its path or an array [H, W, C]: subtracted where artifact_ridge
+        is None (the default with a map), else the value that artifact_ridge pulls G to.
     solve_artifacts: False keeps G at zero, for clean features from few views of a single image.
     method: "schur", "pcg" or "auto", the cheaper one.
     tolerance, max_iterations: of "pcg".
