@@ -5,7 +5,7 @@ is the solver's own (accumulating and solving), memory is the peak above that be
 which keeps no features, and for the default options, which keep them in float16 (1.6 GB) and reweight.
 
 Floors on two cores: the features are read once, 3.2 GB; scattering them is 5 read-modify-writes a value, 16 GB of
-cache traffic; the Schur complement with R = 93 nodes a side is 51 GFLOP of matrix products.
+cache traffic; the Schur complement with 99 x 100 nodes is 67 GFLOP of matrix products.
 
 `scipy`: 96 channels, 24 x 24 patches, 161 views in memory; the same normal equations assembled with scipy.sparse and
 solved by Jacobi-preconditioned block CG to the same residual. The two solutions are compared before times are shown.

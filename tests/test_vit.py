@@ -39,14 +39,8 @@ FAMILIES = {
     "test_vit_relpos.untrained": (0, HALF, "none for tokens"),
 }
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """These inputs are so small that more threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# These inputs are so small that more threads only wait for one another.
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture

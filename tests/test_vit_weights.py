@@ -17,14 +17,8 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 
 TINY = "vit_tiny_patch16_224"
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """These inputs are so small that more threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# These inputs are so small that more threads only wait for one another.
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def noise(vit):

@@ -1,10 +1,10 @@
 // One small pool of threads for the whole library.
 //
-// `parallel_for(count, grain, task)` calls task(begin, end) on pieces of [0, count) of at most max(grain, ...) items;
-// the caller works too. Pieces are claimed from a counter, so which thread runs a piece is not fixed: a task must write
-// only to what its own piece owns, and then results are the same bits with any number of threads. A call from inside a
-// task runs serially. What a task throws ends the work early, and the first of it is thrown on by parallel_for when no
-// thread works any more.
+// `parallel_for(count, grain, task)` calls task(begin, end) on pieces of [0, count) of at least `grain` items (the last
+// may be shorter, and one thread gets all in one piece); the caller works too. Pieces are claimed from a counter, so
+// which thread runs a piece is not fixed: a task must write only to what its own piece owns, and then results are the
+// same bits with any number of threads. A call from inside a task runs serially. What a task throws ends the work
+// early, and the first of it is thrown on by parallel_for when no thread works any more.
 #pragma once
 
 #include <cstdint>
