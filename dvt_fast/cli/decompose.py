@@ -7,18 +7,18 @@ import inspect
 import io
 import json
 import time
-from enum import Enum
 from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import Cancelled, DvtError, InputError, OutputError
+from ..errors import Cancelled, InputError, OutputError
 from ..extras import require
 from ..files import check_folder, write_together
-from ..runtime import backends, set_num_threads
-from ..views import DEFAULT_PLAN, PLANS, plan_boxes
+from ..runtime import set_num_threads
+from ..views import DEFAULT_PLAN, plan_boxes
+from . import common
 from .progress import Bar
 
 # What fails the writing of one file and will fail that of all others: a full disk, a quota, a disk or folder that may
@@ -26,46 +26,26 @@ from .progress import Bar
 HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
-class Solver(str, Enum):
-    direct = "direct"
-    hashgrid = "hashgrid"
-    average = "average"
-
-
 def command(
-    paths: Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.", show_default=False)],
-    vit: Annotated[
-        str, typer.Option(help="A timm model name, or dvt_mini, which comes with the package.")
-    ] = "dvt_mini",
-    weights: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Local weights: .safetensors, or a torch checkpoint.", show_default="timm's"),
-    ] = None,
-    solver: Annotated[Solver, typer.Option(help="How F and G are found.")] = Solver.direct,
-    views: Annotated[
-        str, typer.Option(help=f"A plan ({', '.join(PLANS)}) or a number of random crops.")
-    ] = DEFAULT_PLAN,
-    size: Annotated[
-        str | None, typer.Option(help="Input size: 518, or 392x518 (height x width).", show_default="the model's own")
-    ] = None,
-    layer: Annotated[int, typer.Option(help="The block whose output is used; -1 is the last.")] = -1,
-    norm: Annotated[bool, typer.Option(help="Apply the model's final norm.")] = True,
-    stride: Annotated[
-        int | None, typer.Option(help="Pixels from patch to patch.", show_default="the patch size")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of random crops and of the hashgrid solver.", min=0)] = 0,
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the solver, such as steps=2000."),
-    ] = None,
+    paths: common.Images,
+    vit: common.Name = "dvt_mini",
+    weights: common.Weights = None,
+    solver: common.SolverName = common.Solver.direct,
+    views: common.Plan = DEFAULT_PLAN,
+    size: common.Size = None,
+    layer: common.Layer = -1,
+    norm: common.Norm = True,
+    stride: common.Stride = None,
+    seed: common.Seed = 0,
+    option: common.SolverOption = None,
     out: Annotated[Path, typer.Option(help="The folder to write to; made where it is missing.")] = Path("out"),
     patch: Annotated[
         str | None,
         typer.Option(metavar="ROW,COLUMN", help="The patch whose similarities are drawn.", show_default="chosen"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object an image on stdout.")] = False,
-    threads: Annotated[int, typer.Option(help="Processor threads; 0 is all of them.", min=0)] = 0,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    threads: common.Threads = 0,
+    debug: common.Debug = False,
 ) -> None:
     """Take the features of images apart: semantics F, position artifacts G and a residual.
 
@@ -77,11 +57,10 @@ def command(
     try:
         _run(
             paths, failed, as_json=as_json, debug=debug, out=out, threads=threads,
-            vit_options={"name": vit, "weights": weights, "size": _size(size), "layer": layer, "norm": norm,
-                         "stride": stride},
-            options={"views": int(views) if views.isdecimal() else views, "solver": solver.value, "seed": seed},
-            solver_options=_solver_options(option or []),
-            patch=_pair(patch, ",", "--patch") if patch else None,
+            vit_options=common.vit_options(vit, weights, size, layer, norm, stride),
+            options={"views": common.parse_plan(views), "solver": solver.value, "seed": seed},
+            solver_options=common.parse_solver_options(option, inspect.signature(command).parameters),
+            patch=common.parse_pair(patch, ",", "--patch") if patch else None,
         )  # fmt: skip
     except (KeyboardInterrupt, Cancelled):
         typer.echo("stopped; the files written so far are whole", err=True)
@@ -111,9 +90,7 @@ def _run(
 
     # What would fail for every image fails here, once, and before torch takes its seconds to import.
     require("PIL.Image", "vit")
-    for backend in backends():
-        if not backend.available:
-            raise DvtError(f"{backend.name}: {backend.reason}")
+    common.check_backends()
     plan_boxes(options["views"], options["seed"])
     parse_options(options["solver"], solver_options)
     images = find_images(paths)
@@ -139,7 +116,7 @@ def _run(
             except Exception as error:
                 if debug or (isinstance(error, OutputError) and error.errno in HOPELESS):
                     raise
-                failed.append(_reason(path, error))
+                failed.append(common.reason(path, error))
                 if as_json:
                     bar.say(json.dumps({"image": str(path), "error": failed[-1]}))
                 continue
@@ -175,42 +152,3 @@ def output_stems(images: list[Path], folder: Path) -> list[str]:
         taken.add(stem.casefold())
         stems.append(stem)
     return stems
-
-
-def _reason(path: Path, error: Exception) -> str:
-    """What went wrong with which image, in one line; of what is not one of our errors also the type."""
-    text = " ".join(str(error).split())
-    if not isinstance(error, DvtError):
-        text = f"{type(error).__name__}: {text} (--debug shows where)"
-    return text if text.startswith(str(path)) else f"{path}: {text}"
-
-
-def _size(text: str | None) -> int | tuple[int, int] | None:
-    if text is None:
-        return None
-    return int(text) if text.isdecimal() else _pair(text, "x", "--size")
-
-
-def _pair(text: str, separator: str, name: str) -> tuple[int, int]:
-    parts = [part.strip() for part in text.split(separator)]
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
-        raise typer.BadParameter(
-            f"expected two whole numbers with '{separator}' between, got '{text}'", param_hint=name
-        )
-    return int(parts[0]), int(parts[1])
-
-
-def _solver_options(texts: list[str]) -> dict[str, Any]:
-    """NAME=VALUE texts as a dict; values are JSON where they parse as such, else text."""
-    options = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise typer.BadParameter(f"expected NAME=VALUE, got '{text}'", param_hint="--option")
-        if name in inspect.signature(command).parameters:
-            raise InputError(f"{name} is set by the command itself, not by --option: see --help")
-        try:
-            options[name] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name] = value
-    return options

@@ -1,0 +1,112 @@
+"""What several commands share: options, declared once, the texts they are read from, and one-line reasons."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import DvtError, InputError
+from ..runtime import backends
+from ..views import PLANS
+
+
+class Solver(str, Enum):
+    direct = "direct"
+    hashgrid = "hashgrid"
+    average = "average"
+
+
+# Options of `dvt_fast.ViT`; `vit_options` makes its keyword arguments of them.
+Name = Annotated[str, typer.Option("--vit", help="A timm model name, or dvt_mini, which comes with the package.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Local weights: .safetensors, or a torch checkpoint.", show_default="timm's"),
+]
+Size = Annotated[
+    str | None, typer.Option(help="Input size: 518, or 392x518 (height x width).", show_default="the model's own")
+]
+Layer = Annotated[int, typer.Option(help="The block whose output is used; -1 is the last.")]
+Norm = Annotated[bool, typer.Option(help="Apply the model's final norm.")]
+Stride = Annotated[int | None, typer.Option(help="Pixels from patch to patch.", show_default="the patch size")]
+Device = Annotated[str, typer.Option(help="Where the ViT runs: cpu, cuda, cuda:1.")]
+
+# Options of `dvt_fast.decompose`.
+Images = Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.", show_default=False)]
+Plan = Annotated[str, typer.Option("--views", help=f"A plan ({', '.join(PLANS)}) or a number of random crops.")]
+SolverName = Annotated[Solver, typer.Option("--solver", help="How F and G are found.")]
+Seed = Annotated[int, typer.Option(help="Of random crops and of the hashgrid solver.", min=0)]
+SolverOption = Annotated[
+    list[str] | None,
+    typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the solver, such as steps=2000."),
+]
+
+Threads = Annotated[int, typer.Option(help="Processor threads; 0 is all of them.", min=0)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def vit_options(
+    name: str, weights: str | None, size: str | None, layer: int, norm: bool, stride: int | None, device: str = "cpu"
+) -> dict[str, Any]:
+    """The keyword arguments of `dvt_fast.ViT`."""
+    return {"name": name, "weights": weights, "size": parse_size(size), "layer": layer, "norm": norm,
+            "stride": stride, "device": device}  # fmt: skip
+
+
+def parse_plan(text: str) -> str | int:
+    """A plan's name, or a number of random crops."""
+    return int(text) if text.isdecimal() else text
+
+
+def parse_size(text: str | None) -> int | tuple[int, int] | None:
+    """518, or 392x518."""
+    if text is None:
+        return None
+    return int(text) if text.isdecimal() else parse_pair(text, "x", "--size")
+
+
+def parse_pair(text: str, separator: str, name: str) -> tuple[int, int]:
+    """Two whole numbers with `separator` between them; name: the option that the text is of."""
+    parts = [part.strip() for part in text.split(separator)]
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise typer.BadParameter(
+            f"expected two whole numbers with '{separator}' between, got '{text}'", param_hint=name
+        )
+    return int(parts[0]), int(parts[1])
+
+
+def parse_solver_options(texts: Iterable[str] | None, taken: Iterable[str]) -> dict[str, Any]:
+    """NAME=VALUE texts as a dict; values are JSON where they parse as such, else text. taken: names that the command
+    itself has options for."""
+    taken = set(taken)
+    options = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise typer.BadParameter(f"expected NAME=VALUE, got '{text}'", param_hint="--option")
+        if name in taken:
+            raise InputError(f"{name} is set by the command itself, not by --option: see --help")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+def check_backends() -> None:
+    """Raise the reason why the native code cannot compute here, where it cannot."""
+    for backend in backends():
+        if not backend.available:
+            raise DvtError(f"{backend.name}: {backend.reason}")
+
+
+def reason(image: str | Path, error: Exception) -> str:
+    """What went wrong with which image, in one line; of what is not one of our errors also the type."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, DvtError):
+        text = f"{type(error).__name__}: {text} (--debug shows where)"
+    return text if text.startswith(str(image)) else f"{image}: {text}"
