@@ -16,6 +16,7 @@ from .files import pack_safetensors, read_safetensors, write_whole
 from .progress import report
 from .solvers.gauge import gauge
 from .views import DEFAULT_PLAN
+from .vit import difference
 
 if TYPE_CHECKING:
     from .images import ImageSource
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "dvt_fast.artifact_map", 1
 
-
-# What two ViTs must share for one map to serve both.
-SAME = ("name", "weights", "size", "stride", "layer", "norm")
+# What two ViTs must share for one map to serve both; the weights last, as they are those of this layer and norm.
+SAME = ("name", "size", "stride", "layer", "norm", "weights")
 
 
 @dataclass(frozen=True, repr=False)
@@ -91,13 +91,9 @@ class ArtifactMap:
         made = self.meta.get("vit")
         if not made:
             return
-        used = vit.describe()
-        for key in SAME:
-            if made.get(key) != used[key]:
-                raise InputError(
-                    f"the artifact map was measured on a ViT with {key} {made.get(key)!r}, and this one has "
-                    f"{used[key]!r}: calibrate a map for it"
-                )
+        differs = difference(made, vit.describe(), SAME)
+        if differs:
+            raise InputError(f"the artifact map was measured on a ViT with {differs}: calibrate a map for it")
 
     def subtract(self, features: Any) -> Any:
         """features [..., H, W, C] without the artifacts, of the kind that came."""

@@ -10,14 +10,15 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import hub, vit_weights
 from . import images as _images
-from . import vit_weights
 from .errors import InputError, WeightsError
 from .extras import require
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 MINI = "dvt_mini"
 MINI_PATH = Path(__file__).parent / "assets" / "dvt_mini.safetensors"
+LOCAL = "give weights='file.safetensors' (or .pth), or weights='random'"
 
 
 class ViT:
@@ -35,7 +37,8 @@ class ViT:
     name: a timm model name, with or without a tag ("vit_small_patch14_dinov2.lvd142m"), or "dvt_mini", the small ViT
         that comes with this package.
     weights: None for timm's pretrained ones (from the hub, or its cache), the path of a `.safetensors` or of a torch
-        checkpoint (read with weights_only=True), or "random".
+        checkpoint (read with weights_only=True), "hf://OWNER/REPOSITORY/path" for such a file on the hub,
+        "voc_distilled" or "imgnet_distilled" for what the authors of DVT published for this ViT, or "random".
     stride: pixels from patch to patch, an int or (y, x), at most the patch size; None is the patch size.
     layer: which block's output, counted from the end where negative.
     norm: apply the model's final norm to the tokens. A model that pools before its norm (EVA-02 and BEiT as released)
@@ -71,12 +74,16 @@ class ViT:
         self.model, self._weights, own_mean, own_std = (
             _mini(weights, seed) if name == MINI else _timm(name, weights, seed)
         )
+        loaded = self.model.state_dict()
         patch_embed = self.model.patch_embed
         self.patch_size: tuple[int, int] = tuple(patch_embed.patch_size)
         self.size = _pair(patch_embed.img_size if size is None else size, "size")
         self.stride = self.patch_size if stride is None else _pair(stride, "stride")
         self.grid = _grid(self.size, self.patch_size, self.stride)
         _set_grid(self.model, self.grid, self.stride)
+        now = self.model.state_dict()
+        # Embeddings from before they were resampled: the fingerprint is of the weights, whatever the size.
+        self._as_loaded = {key: value for key, value in loaded.items() if value.data_ptr() != now[key].data_ptr()}
 
         self.depth = len(self.model.blocks)
         if isinstance(layer, bool) or not isinstance(layer, int) or not -self.depth <= layer < self.depth:
@@ -144,11 +151,26 @@ class ViT:
             x[:, c] -= np.float32(self.mean[c] / self.std[c])
         return torch.from_numpy(x).to(self.device)
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that stand for the weights which the features depend on: the blocks up to `layer`, what comes
+        before them, and the norm where it is used. The same at any size, stride and device; found when first asked for,
+        so not of weights that are trained afterwards."""
+        state = self.model.state_dict() | self._as_loaded
+        return vit_weights.fingerprint({key: value for key, value in state.items() if self._uses(key)})
+
+    def _uses(self, key: str) -> bool:
+        part, _, rest = key.partition(".")
+        if part == "blocks":
+            return int(rest.partition(".")[0]) <= self.layer
+        return not key.startswith(vit_weights.UNUSED) and (self.norm or part not in ("norm", "neck"))
+
     def describe(self) -> dict[str, Any]:
-        """What features depend on, for the metadata of files: plain JSON types."""
+        """What features depend on, for the metadata of files: plain JSON types. Equal for equal features only."""
         return {
             "name": self.name,
             "weights": self._weights,
+            "fingerprint": self.fingerprint,
             "size": list(self.size),
             "patch_size": list(self.patch_size),
             "stride": list(self.stride),
@@ -174,6 +196,21 @@ class ViT:
         return f"ViT({self.name!r}, size={self.size}, grid={self.grid}, dim={self.dim}, device={str(self.device)!r})"
 
 
+def difference(made: dict[str, Any], used: dict[str, Any], settings: Iterable[str]) -> str | None:
+    """The first of `settings` in which two ViTs differ, by what `describe` said of them: "layer 3, and this one has 5".
+
+    "weights" are compared by fingerprint; by name where one of the two was described before there were fingerprints.
+    """
+    for key in settings:
+        if key == "weights" and made.get("fingerprint") and used.get("fingerprint"):
+            if made["fingerprint"] != used["fingerprint"]:
+                theirs, ours = (f"{vit.get(key)!r} of fingerprint {vit['fingerprint']}" for vit in (made, used))
+                return f"{key} {theirs}, and this one has {ours}"
+        elif made.get(key) != used[key]:
+            return f"{key} {made.get(key)!r}, and this one has {used[key]!r}"
+    return None
+
+
 def _timm(name: str, weights: str | os.PathLike[str] | None, seed: int) -> tuple[Any, str, Any, Any]:
     """Build a timm model: (module, where the weights are from, mean, std)."""
     timm = require("timm", "vit")
@@ -185,38 +222,45 @@ def _timm(name: str, weights: str | os.PathLike[str] | None, seed: int) -> tuple
     tags = [tag for start, _, tag in pretrained if start == architecture]
     if wanted and wanted not in tags:
         raise InputError(f"unknown tag {wanted!r} of {architecture}; it has: {', '.join(tags) or 'none'}")
+    path, source = _locate(weights, name, seed)
     if weights is None:
         model = _from_hub(name, tags)
     else:
         model = _seeded(lambda: timm.create_model(name, num_classes=0), seed)
     _check_plain(model, name)
-    source = _load(model, weights, name, seed)
+    if path:
+        vit_weights.fit(model, vit_weights.read_state_dict(path), path, name)
     return model, source, model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
 
 
 def _mini(weights: str | os.PathLike[str] | None, seed: int) -> tuple[Any, str, Any, Any]:
     """Build the embedded model, or another file of its format, from the configuration in the file."""
     vision_transformer = require("timm.models.vision_transformer", "vit")
-    path = MINI_PATH if weights in (None, "random") else Path(os.fspath(weights))
-    header = vit_weights.read_header(path)
+    path, source = _locate(MINI_PATH if weights is None else weights, MINI, seed)
+    header = vit_weights.read_header(path or MINI_PATH)
     try:
         model = _seeded(
             lambda: vision_transformer.VisionTransformer(**header["config"], num_classes=0, global_pool=""), seed
         )
     except Exception as error:
         raise WeightsError(f"{path}: its config makes no ViT: {vit_weights.one_line(error)}") from None
-    return model, _load(model, path if weights is None else weights, MINI, seed), header["mean"], header["std"]
+    if path:
+        vit_weights.fit(model, vit_weights.read_state_dict(path), path, MINI)
+    return model, source, header["mean"], header["std"]
 
 
-def _load(model: Any, weights: str | os.PathLike[str] | None, name: str, seed: int) -> str:
-    """Fit local weights, where there are any, and say where the model's weights are from."""
+def _locate(weights: str | os.PathLike[str] | None, name: str, seed: int) -> tuple[Path | None, str]:
+    """The file that `weights` means, if any, from the hub where it says so; and what `describe` calls the weights."""
     if weights is None:
-        return "pretrained"
+        return None, "pretrained"
     if weights == "random":
-        return f"random, seed {seed}"
+        return None, f"random, seed {seed}"
+    if weights in hub.DISTILLED:
+        weights = hub.published(str(weights), name)
+    if isinstance(weights, str) and weights.startswith(hub.SCHEME):
+        return hub.fetch(weights, LOCAL), weights
     path = Path(weights)
-    vit_weights.fit(model, vit_weights.read_state_dict(path), path, name)
-    return "pretrained" if path == MINI_PATH else path.name
+    return path, "pretrained" if path == MINI_PATH else path.name
 
 
 def _seeded(build: Any, seed: int) -> Any:
@@ -227,38 +271,22 @@ def _seeded(build: Any, seed: int) -> Any:
 
 
 def _from_hub(name: str, tags: list[str]) -> Any:
-    """Pretrained weights from the hub's cache, or from the hub where it can be reached."""
-    timm, hub = require("timm", "vit"), require("huggingface_hub", "vit")
-    local = "give weights='file.safetensors' (or .pth), or weights='random'"
+    """timm's pretrained weights from the hub's cache, or from the hub where it can be reached."""
+    timm = require("timm", "vit")
     if not tags:
-        raise WeightsError(f"timm has no pretrained weights for {name}: {local}")
+        raise WeightsError(f"timm has no pretrained weights for {name}: {LOCAL}")
     cfg = timm.get_pretrained_cfg(name)
     overlay: dict[str, Any] = {}
     # timm asks the hub first, and offline that takes most of a minute of retries, even where the file is cached
-    cached = hub.try_to_load_from_cache(cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors")
-    if isinstance(cached, str) and cfg.custom_load != "hf":
+    cached = hub.cached(cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors") if cfg.hf_hub_id else None
+    if cached and cfg.custom_load != "hf":
         overlay = {"file": cached, "custom_load": False}  # custom_load is for the original's .npz, not the hub's file
-    elif not _reachable(hub.constants.ENDPOINT):
-        raise WeightsError(f"no network: {hub.constants.ENDPOINT} cannot be reached for {name}'s weights: {local}")
+    else:
+        hub.need_network(f"{name}'s weights", LOCAL)
     try:
         return timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay or None)
     except Exception as error:  # the hub, the disk and the weights fail in many ways
-        raise WeightsError(f"could not get {name}'s weights ({vit_weights.one_line(error)}): {local}") from None
-
-
-def _reachable(endpoint: str) -> bool:
-    import socket  # these three take longer to import than the rest of this file
-    import urllib.parse
-    import urllib.request
-
-    if urllib.request.getproxies():
-        return True  # a proxy may know a way that we cannot test
-    url = urllib.parse.urlsplit(endpoint)
-    try:
-        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), 5).close()
-        return True
-    except OSError:
-        return False
+        raise WeightsError(f"could not get {name}'s weights ({vit_weights.one_line(error)}): {LOCAL}") from None
 
 
 def _check_plain(model: Any, name: str) -> None:

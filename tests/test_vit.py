@@ -69,6 +69,7 @@ def test_family(family, two_blocks):
     n_prefix, mean, norm = FAMILIES[family]
     patch = int(name.split("patch")[1][:2]) if "patch" in name else 16
     sizes = {"small": (4 * patch, 6 * patch), "square": 5 * patch}
+    fingerprints = set()
     for size, stride in [(sizes["small"], None), (sizes["square"], None), (sizes["small"], patch // 2)]:
         vit = ViT(name, weights="random", size=size, stride=stride)
         height, width = (size, size) if isinstance(size, int) else size
@@ -76,6 +77,7 @@ def test_family(family, two_blocks):
             (height // patch, width // patch) if stride is None else (2 * height // patch - 1, 2 * width // patch - 1)
         )
         assert (vit.size, vit.grid, vit.n_prefix, vit.patch_size) == ((height, width), grid, n_prefix, (patch, patch))
+        fingerprints.add(vit.fingerprint)
         x = noise(vit, 2)
         patches, prefix = vit.features(x, return_prefix=True)
         assert patches.shape == (2, *grid, vit.dim) and prefix.shape == (2, n_prefix, vit.dim)
@@ -88,6 +90,7 @@ def test_family(family, two_blocks):
         y[:, :, -patch // 2 :, : patch // 2] += 3
         change = (early.features(y) - early.features(x)).norm(dim=-1)[0]
         assert divmod(int(change.argmax()), grid[1]) == (grid[0] - 1, 0)
+    assert len(fingerprints) == 1, "the same weights, whatever was resampled"
     described = vit.describe()
     assert described["norm"] == norm and np.allclose(vit.mean, mean)
     assert json.loads(json.dumps(described)) == described

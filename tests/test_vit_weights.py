@@ -39,13 +39,14 @@ WRAPPED = {
         "student": {},
         "teacher": {f"module.backbone.{k}": v for k, v in state.items()} | {"module.head.mlp.0.weight": torch.zeros(2)},
     },
+    "distilled.pth": lambda state: {"denoiser": {"model." + k: v for k, v in state.items()}, "step": 3},
     "compiled.pt": lambda state: {"_orig_mod." + k: v for k, v in state.items()},
     "classifier.pth": lambda state: state | {"head.weight": torch.zeros(10, 64), "head.bias": torch.zeros(10)},
     "half.pth": lambda state: {k: v.half() for k, v in state.items()},
 }
 
 
-@pytest.mark.parametrize("kind", ["weights.safetensors", *WRAPPED])
+@pytest.mark.parametrize("kind", ["weights.safetensors", "weights.bin", *WRAPPED])
 def test_weights_from_files(kind, small_state, tmp_path):
     name, state = small_state
     if kind in WRAPPED:
@@ -100,6 +101,7 @@ BAD_WEIGHTS = {
     "rank": (lambda s: s | {"norm.weight": torch.zeros(64, 1)}, r"norm.weight \(expected \[64\], got \[64, 1\]\)"),
     "patch": (lambda s: s | {"patch_embed.proj.weight": torch.zeros(64, 3, 8, 8)}, "patch_embed.proj.weight .expected"),
     "code": (lambda s: {"model": s, "args": NotTensors()}, "more than tensors"),
+    "denoiser": (lambda s: {"denoiser": {"denoiser.norm1.bias": torch.zeros(64)}}, "holds a denoiser, expected a ViT"),
     "list": (lambda s: [1, 2], "holds no weights"),
     "empty_dict": (lambda s: {}, "holds no weights"),
 }
