@@ -19,7 +19,7 @@ import dvt_fast
 from dvt_fast import Decomposition
 from dvt_fast.cli import main
 from dvt_fast.cli.app import app
-from dvt_fast.cli.decompose import output_stems
+from dvt_fast.cli.each_image import output_stems
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--vit", "vit_tiny_patch16_224", "--weights", "random", "--size", "64", "--views", "realtime"]

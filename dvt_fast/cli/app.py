@@ -13,6 +13,7 @@ app = typer.Typer(
     name="dvt-fast",
     help="Denoising Vision Transformers: clean dense features, fast.",
     no_args_is_help=True,
+    rich_markup_mode="markdown",  # paragraphs of docstrings are wrapped to the terminal, not where the source breaks
     add_completion=False,
     pretty_exceptions_enable=False,  # errors made for users are one line; the others are bugs, whose traceback helps
 )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import DvtError, InputError
-from ..runtime import backends
+from ..extras import require
+from ..runtime import backends, set_num_threads
 from ..views import PLANS
 
 
@@ -21,31 +23,41 @@ class Solver(str, Enum):
     average = "average"
 
 
-# Options of `dvt_fast.ViT`; `vit_options` makes its keyword arguments of them.
-Name = Annotated[str, typer.Option("--vit", help="A timm model name, or dvt_mini, which comes with the package.")]
+# Options of `dvt_fast.ViT` and of `dvt_fast.decompose`; --help shows them under headings of their own.
+_vit = partial(typer.Option, rich_help_panel="ViT")
+_stage1 = partial(typer.Option, rich_help_panel="Stage 1")
+
+# `vit_options` makes keyword arguments of these.
+Name = Annotated[
+    str, _vit("--vit", metavar="NAME", help="A timm model name, or dvt_mini, which comes with the package.")
+]
 Weights = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Local weights: .safetensors, or a torch checkpoint.", show_default="timm's"),
+    _vit(metavar="FILE", help="Local weights: .safetensors, or a torch checkpoint.", show_default="timm's"),
 ]
 Size = Annotated[
-    str | None, typer.Option(help="Input size: 518, or 392x518 (height x width).", show_default="the model's own")
+    str | None,
+    _vit(metavar="SIZE", help="Input size: 518, or 392x518 (height x width).", show_default="the model's own"),
 ]
-Layer = Annotated[int, typer.Option(help="The block whose output is used; -1 is the last.")]
-Norm = Annotated[bool, typer.Option(help="Apply the model's final norm.")]
-Stride = Annotated[int | None, typer.Option(help="Pixels from patch to patch.", show_default="the patch size")]
-Device = Annotated[str, typer.Option(help="Where the ViT runs: cpu, cuda, cuda:1.")]
+Layer = Annotated[int, _vit(metavar="N", help="The block whose output is used, counted from 0; -1 is the last.")]
+Norm = Annotated[bool, _vit(help="Apply the model's final norm.")]
+Stride = Annotated[int | None, _vit(metavar="N", help="Pixels from patch to patch.", show_default="the patch size")]
+Device = Annotated[str, _vit(metavar="NAME", help="Where the ViT runs: cpu, cuda, cuda:1.")]
 
-# Options of `dvt_fast.decompose`.
-Images = Annotated[list[str], typer.Argument(help="Image files, folders or glob patterns.", show_default=False)]
-Plan = Annotated[str, typer.Option("--views", help=f"A plan ({', '.join(PLANS)}) or a number of random crops.")]
-SolverName = Annotated[Solver, typer.Option("--solver", help="How F and G are found.")]
-Seed = Annotated[int, typer.Option(help="Of random crops and of the hashgrid solver.", min=0)]
+Images = Annotated[
+    list[str], typer.Argument(metavar="PATHS", help="Image files, folders or glob patterns.", show_default=False)
+]
+Plan = Annotated[str, _stage1("--views", metavar="PLAN", help=f"{', '.join(PLANS)}, or a number of random crops.")]
+SolverName = Annotated[
+    Solver, _stage1("--solver", metavar="NAME", help="How F and G are found: direct, hashgrid or average.")
+]
+Seed = Annotated[int, _stage1(metavar="N", help="Of random crops and of the hashgrid solver.", min=0)]
 SolverOption = Annotated[
     list[str] | None,
-    typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the solver, such as steps=2000."),
+    _stage1("--option", "-o", metavar="NAME=VALUE", help="An option of the solver, such as steps=2000."),
 ]
 
-Threads = Annotated[int, typer.Option(help="Processor threads; 0 is all of them.", min=0)]
+Threads = Annotated[int, typer.Option(metavar="N", help="Processor threads; 0 is all of them.", min=0)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -102,6 +114,13 @@ def check_backends() -> None:
     for backend in backends():
         if not backend.available:
             raise DvtError(f"{backend.name}: {backend.reason}")
+
+
+def set_threads(threads: int) -> None:
+    """Let the native code and torch use this many threads; 0 leaves both as they are."""
+    if threads:
+        set_num_threads(threads)
+        require("torch", "vit").set_num_threads(threads)
 
 
 def reason(image: str | Path, error: Exception) -> str:
