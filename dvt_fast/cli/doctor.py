@@ -24,6 +24,13 @@ PACKAGES = {
     "pillow": ("reading images, drawing panels", "cli"),
     "torch": ("running a ViT", "vit"),
     "timm": ("running a ViT", "vit"),
+    "huggingface_hub": ("weights from the hub", "vit"),
+    "ray": ("data sets on a cluster", "train"),
+    "pyarrow": ("the manifest of a data set", "train"),
+    "fsspec": ("reading and writing data sets", "train"),
+    "s3fs": ("data sets in a bucket", "train"),
+    "lightning-fabric": ("training", "train"),
+    "tensorboard": ("curves and pictures of training", "train"),
 }
 
 
@@ -51,8 +58,8 @@ def examine() -> dict[str, Any]:
         if packages[name] is None:
             missing.setdefault(extra, []).append(name)
     for extra, names in missing.items():
-        what = PACKAGES[names[0]][0]
-        problems.append(f"{', '.join(names)} (for {what}): pip install 'dvt-fast{f'[{extra}]' if extra else ''}'")
+        uses = ", ".join(dict.fromkeys(PACKAGES[name][0] for name in names))
+        problems.append(f"{', '.join(names)} (for {uses}): pip install 'dvt-fast{f'[{extra}]' if extra else ''}'")
     return {
         "dvt_fast": __version__,
         "python": platform.python_version(),
@@ -80,7 +87,8 @@ def _text(report: dict[str, Any]) -> str:
     rows.append(("threads", str(report["threads"] or "-")))
     rows += [(name, found or "missing") for name, found in report["packages"].items()]
     rows += [(name, value) for name, value in report["environment"].items()]
-    lines = [f"{name:<12}{value}" for name, value in rows]
+    width = max(len(name) for name, _ in rows) + 2
+    lines = [f"{name:<{width}}{value}" for name, value in rows]
     if report["missing"]:
         lines += ["", "Missing:", *(f"  {line}" for line in report["missing"])]
     else:
