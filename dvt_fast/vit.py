@@ -77,8 +77,8 @@ class ViT:
         loaded = self.model.state_dict()
         patch_embed = self.model.patch_embed
         self.patch_size: tuple[int, int] = tuple(patch_embed.patch_size)
-        self.size = _pair(patch_embed.img_size if size is None else size, "size")
-        self.stride = self.patch_size if stride is None else _pair(stride, "stride")
+        self.size = pair(patch_embed.img_size if size is None else size, "size")
+        self.stride = self.patch_size if stride is None else pair(stride, "stride")
         self.grid = _grid(self.size, self.patch_size, self.stride)
         _set_grid(self.model, self.grid, self.stride)
         now = self.model.state_dict()
@@ -325,13 +325,14 @@ def _grid(size: tuple[int, int], patch: tuple[int, int], stride: tuple[int, int]
     return (size[0] - patch[0]) // stride[0] + 1, (size[1] - patch[1]) // stride[1] + 1
 
 
-def _pair(value: Any, what: str) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else value
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(v, (int, np.integer)) for v in pair):
+def pair(value: Any, what: str) -> tuple[int, int]:
+    """(height, width) from an int or such a pair; `InputError` for anything else."""
+    both = (value, value) if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else value
+    if not isinstance(both, (tuple, list)) or len(both) != 2 or not all(isinstance(v, (int, np.integer)) for v in both):
         raise InputError(f"{what} must be an int or a pair of them (height, width), got {value!r}")
-    if min(pair) < 1:
+    if min(both) < 1:
         raise InputError(f"{what} must be at least 1, got {value!r}")
-    return int(pair[0]), int(pair[1])
+    return int(both[0]), int(both[1])
 
 
 def _triple(values: Any, what: str) -> tuple[float, float, float]:

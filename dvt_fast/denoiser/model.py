@@ -14,6 +14,7 @@ from torch import nn
 
 from .. import arrays
 from ..errors import InputError
+from ..vit import pair
 from . import checkpoint
 from .block import Block, ConvBlock, resample_pos_embed, rotary_angles
 
@@ -58,14 +59,15 @@ class Denoiser(nn.Module):
         super().__init__()
         if kind not in KINDS:
             raise InputError(f"unknown kind of denoiser {kind!r}; expected one of {', '.join(KINDS)}")
-        for name, value in (("dim", dim), ("num_blocks", num_blocks), ("grid", min(grid)), ("grid", len(grid) - 1)):
+        numbers = {"dim": dim, "num_blocks": num_blocks, "num_heads": 1 if num_heads is None else num_heads}
+        for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"dim and num_blocks must be at least 1 and grid a pair of such, got {name} {value!r}")
+                raise InputError(f"{name} must be an int of at least 1, got {value!r}")
         num_heads = max(1, dim // HEAD_DIM) if num_heads is None else num_heads
-        if num_heads < 1 or dim % num_heads or (kind == "rotary" and dim // num_heads % 4):
+        if dim % num_heads or (kind == "rotary" and dim // num_heads % 4):
             wanted = "divide dim, into heads of a multiple of 4" if kind == "rotary" else "divide dim"
             raise InputError(f"num_heads must {wanted}, got dim {dim} and num_heads {num_heads}")
-        self.dim, self.grid, self.num_blocks = dim, (int(grid[0]), int(grid[1])), num_blocks
+        self.dim, self.grid, self.num_blocks = dim, pair(grid, "grid"), num_blocks
         self.kind, self.num_heads = kind, num_heads
         self.meta: dict[str, Any] = {}
         self.pos_embed = None
