@@ -1,5 +1,7 @@
 """The denoiser: the reference's network to the last digit, the kinds it is compared with, and what it refuses."""
 
+import subprocess
+import sys
 import time
 from functools import partial
 
@@ -274,3 +276,10 @@ def test_one_of_dinov2s_size_is_built_quickly():
     assert time.perf_counter() - start < 2
     assert sum(value.numel() for value in denoiser.parameters()) == 1369 * 768 + 7_087_872
     assert denoiser.num_heads == 12
+
+
+def test_without_torch_it_is_one_line():
+    code = "import sys; sys.modules['torch'] = None; import dvt_fast.denoiser"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    expected = "MissingExtraError: this needs the package 'torch', which is not installed: pip install 'dvt-fast[vit]'"
+    assert done.stderr.strip().endswith(expected)

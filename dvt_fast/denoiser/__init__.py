@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
-from .model import KINDS, Denoiser
+from ..extras import require
 
-__all__ = ["KINDS", "Denoiser"]
+require("torch", "vit")  # one line on what to install, where torch is absent
+from .checkpoint import load_denoiser  # noqa: E402
+from .model import KINDS, Denoiser  # noqa: E402
+
+__all__ = ["KINDS", "Denoiser", "load_denoiser"]
