@@ -18,8 +18,11 @@ _NAMES = {
     "sample_views": "views",
     "solve": "stage1",
     "decompose": "stage1",
+    "denoise": "stage2",
     "Decomposition": "decomposition",
+    "Denoised": "stage2",
     "ArtifactMap": "artifact_map",
+    "Denoiser": "denoiser",
     "HashGrid": "hash_grid",
     "backends": "runtime",
     "set_num_threads": "runtime",
@@ -37,6 +40,7 @@ __all__ = ["__version__", *_NAMES]
 if TYPE_CHECKING:
     from .artifact_map import ArtifactMap as ArtifactMap
     from .decomposition import Decomposition as Decomposition
+    from .denoiser import Denoiser as Denoiser
     from .errors import Cancelled as Cancelled
     from .errors import DvtError as DvtError
     from .errors import InputError as InputError
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
     from .runtime import set_num_threads as set_num_threads
     from .stage1 import decompose as decompose
     from .stage1 import solve as solve
+    from .stage2 import Denoised as Denoised
+    from .stage2 import denoise as denoise
     from .views import Views as Views
     from .views import sample_views as sample_views
     from .vit import ViT as ViT

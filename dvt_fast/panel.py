@@ -1,14 +1,14 @@
-"""The picture of a decomposition: five columns (the image, raw, F, G, residual) and three rows, drawn with Pillow.
+"""The pictures of a stage-1 decomposition and of a stage-2 result, made of the same rows.
 
-Row 1, colours: three principal directions as red, green and blue, one basis and one range for all four parts, so that
-raw is the sum of the others also in colour. Row 2, token norms on one logarithmic scale, because an artifact may have
-25 times the norm of everything else. Row 3, what the features are used for: clusters of raw and of F, and the
-similarity to one patch in raw and in F.
+Colours: three principal directions as red, green and blue, one basis and one range for all parts, so that raw is the
+sum of the others also in colour. Token norms on one logarithmic scale, because an artifact may have 25 times the norm
+of everything else. And what features are used for: clusters, and the similarity to one patch.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,37 +16,33 @@ import numpy as np
 from . import visual
 from .arrays import to_numpy
 from .errors import InputError
-from .extras import require
 from .images import load_image
+from .page import BAR, CAPTION, Page, number
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
 
     from .decomposition import Decomposition
+    from .stage2 import Denoised
+
+    Parts = Mapping[str, np.ndarray]  # features [H, W, C] by the name that stands over their tiles
 
 CLUSTERS = 6
-MARGIN, GAP, LABEL, CAPTION, BAR = 28, 18, 30, 30, 46  # pixels: around, between, above, below a tile; a colour bar
-TILE = 264  # width of a tile, or its height where the image is upright
-INK, FAINT, PAPER, MARK = (24, 24, 27), (113, 113, 122), (255, 255, 255), (236, 39, 102)
 QUERY_SCALE = 4
+SIMILAR = 0.99  # the scale of similarities reaches at least down to this, or rounding would be drawn as contrast
 
 
 def draw(d: Decomposition, image: Any = None, patch: tuple[int, int] | None = None) -> PILImage.Image:
     """The picture of `d`; see `Decomposition.panel`. Raises `InputError` for a patch outside the grid."""
     raw, semantics, artifacts, residual = (to_numpy(part) for part in (d.raw, d.semantics, d.artifacts, d.residual))
     h, w, _ = raw.shape
-    if patch is None:
-        patch = visual.telling_patch(semantics)
-    elif not (0 <= patch[0] < h and 0 <= patch[1] < w):
-        raise InputError(f"patch must be (row, column) within {h} x {w} patches, got {tuple(patch)}")
-
+    patch = _checked(patch, semantics)
     picture = None if image is None else load_image(image)
-    aspect = picture.width / picture.height if picture else w / h
-    page = _Page(aspect)
-    page.heading("Raw = semantics F + artifacts G + residual", _describe(d))
+    below = (CAPTION, CAPTION + BAR, BAR)
+    page = Page(_aspect(picture, raw), 5, below, "Raw = semantics F + artifacts G + residual", _about_stage1(d))
 
-    # Row 1: colours. A constant may stand in F as well as in G. By convention G's robust mean over
-    # the patches is 0; drawn is the G whose median is 0 channel by channel, so that its usual patch is grey.
+    # A constant may stand in F as well as in G. By convention G's robust mean over the patches is 0; drawn is the G
+    # whose median is 0 channel by channel, so that its usual patch is grey.
     constant = np.median(artifacts, axis=(0, 1))
     basis = visual.ColorBasis.fit(raw, semantics + constant)
     if picture:
@@ -59,124 +55,149 @@ def draw(d: Decomposition, image: Any = None, patch: tuple[int, int] | None = No
         0, "PCA as RGB, one basis and one range for all: colours add up. Grey is the median of G, and no residual."
     )
 
-    # Row 2: norms.
     fine = d.query(_patch_centers(h * QUERY_SCALE, w * QUERY_SCALE))
     page.tile(1, 0, f"F, {QUERY_SCALE} times finer", page.smooth(basis.colors(fine + constant)))
-    norms = [np.linalg.norm(part, axis=-1) for part in (raw, semantics, artifacts, residual)]
-    low, high = _log_range(norms)
-    for column, (name, norm) in enumerate(zip(("raw", "F", "G", "residual"), norms), start=1):
-        colors = visual.scale_colors(np.log(np.maximum(norm, low)), math.log(low), math.log(high))
-        caption = f"median {_number(float(np.median(norm)))}, largest {_number(float(norm.max()))}"
-        page.tile(1, column, f"Norm of {name}", colors, caption)
-    page.bar(1, "Norm", low, high, logarithmic=True)
+    _norms(page, 1, 1, {"raw": raw, "F": semantics, "G": artifacts, "residual": residual})
 
-    # Row 3: uses.
     if picture:
         page.tile(2, 0, f"Patch ({patch[0]}, {patch[1]})", picture)
         page.mark(2, 0, patch, (h, w))
-    clusters = visual.kmeans(semantics, min(CLUSTERS, h * w))
-    raw_clusters = visual.match_labels(visual.kmeans(raw, min(CLUSTERS, h * w)), clusters, CLUSTERS)
-    page.tile(2, 1, f"{CLUSTERS} clusters of raw", visual.CLUSTER_COLORS[raw_clusters])
-    page.tile(2, 2, f"{CLUSTERS} clusters of F", visual.CLUSTER_COLORS[clusters])
-    near = [visual.similarity(part, patch) for part in (raw, semantics)]
-    low = min(float(np.percentile(values, 2)) for values in near)
-    for column, (name, values) in enumerate(zip(("raw", "F"), near), start=3):
-        page.tile(2, column, f"Similarity in {name}", visual.scale_colors(values, low, 1))
-        page.mark(2, column, patch, (h, w))
-    page.note(2, "Clusters by direction; matched colours.")
-    page.bar(2, "Cosine to the mark", low, 1, first_column=3)
+    uses = {"raw": raw, "F": semantics}
+    _clusters(page, 2, 1, uses, "F")
+    page.note(2, "Clusters by direction; matched colours.", columns=2)
+    _similarities(page, 2, 3, uses, patch)
     return page.image
 
 
-class _Page:
-    """A white page with a grid of equal tiles."""
+def draw_denoised(d: Denoised, image: Any = None, patch: tuple[int, int] | None = None) -> PILImage.Image:
+    """The picture of `d`; see `Denoised.panel`. Raises `InputError` for a patch outside the grid."""
+    raw, denoised = to_numpy(d.raw), to_numpy(d.denoised)
+    features = {"raw": raw, "denoised": denoised}
+    foot = []
+    if d.semantics is not None:
+        features = {"raw": raw, "stage 1 F": to_numpy(d.semantics), "denoised": denoised}
+        near = d.cosines()
+        foot = [f"Cosine to stage 1's F, mean over the patches: raw {near['raw']:.3f}, denoised {near['denoised']:.3f}"]
+    removed = raw - denoised
+    patch = _checked(patch, denoised)
+    picture = None if image is None else load_image(image)
+    first = 1 if picture else 0  # the column of raw
+    last = first + len(features)  # the column of what was removed
+    below = (CAPTION, CAPTION + BAR, CAPTION, BAR)
+    page = Page(_aspect(picture, raw), last + 1, below, "Raw = denoised + removed", _about_stage2(d), foot)
 
-    def __init__(self, aspect: float):
-        self._pil = require("PIL.Image", "cli")
-        aspect = min(max(aspect, 0.4), 2.5)
-        self.tile_w = round(TILE * min(1, max(aspect, 0.7)))
-        self.tile_h = round(self.tile_w / aspect)
-        self.top = MARGIN + 76
-        # Below the tiles of a row: one line of captions, a colour bar with numbers, or both.
-        self.rows = [self.top + LABEL]
-        for below in (CAPTION, CAPTION + BAR, BAR):
-            self.rows.append(self.rows[-1] + self.tile_h + below + GAP + LABEL)
-        width = 2 * MARGIN + 5 * self.tile_w + 4 * GAP
-        height = self.rows.pop() - LABEL - GAP + MARGIN
-        self.image = self._pil.new("RGB", (width, height), PAPER)
-        self._draw = require("PIL.ImageDraw", "cli").Draw(self.image)
-
-    def heading(self, title: str, subtitle: str) -> None:
-        self._text(MARGIN, MARGIN - 6, title, 30)
-        self._text(MARGIN, MARGIN + 34, subtitle, 17, FAINT)
-
-    def tile(self, row: int, column: int, label: str, content: Any, caption: str = "") -> None:
-        """content: a picture, or colours uint8 [h, w, 3] whose cells are drawn with sharp edges."""
-        x, y = self._corner(row, column)
-        if isinstance(content, np.ndarray):
-            tile = self._pil.fromarray(content).resize((self.tile_w, self.tile_h), self._pil.Resampling.NEAREST)
-        else:
-            tile = content.resize((self.tile_w, self.tile_h), self._pil.Resampling.LANCZOS)
-        self.image.paste(tile, (x, y))
-        self._text(x, y - LABEL + 4, label, 18)
-        self._text(x, y + self.tile_h + 6, caption, 15, FAINT)
-
-    def smooth(self, colors: np.ndarray) -> PILImage.Image:
-        """Colours as a picture, whose tile is interpolated instead of drawn in cells."""
-        return self._pil.fromarray(colors)
-
-    def note(self, row: int, text: str) -> None:
-        """A line under a row, from the second column on."""
-        x, y = self._corner(row, 1)
-        self._text(x, y + self.tile_h + 6, text, 15, FAINT)
-
-    def mark(self, row: int, column: int, patch: tuple[int, int], grid: tuple[int, int]) -> None:
-        """A frame around a patch."""
-        x, y = self._corner(row, column)
-        left, right = (x + round(self.tile_w * (patch[1] + i) / grid[1]) for i in (0, 1))
-        top, bottom = (y + round(self.tile_h * (patch[0] + i) / grid[0]) for i in (0, 1))
-        for grow, color, width in ((4, PAPER, 1), (3, MARK, 3)):  # grows outwards: the patch itself stays visible
-            self._draw.rectangle((left - grow, top - grow, right + grow - 1, bottom + grow - 1), None, color, width)
-
-    def bar(
-        self, row: int, name: str, low: float, high: float, logarithmic: bool = False, first_column: int = 1
-    ) -> None:
-        """A colour bar with numbers, under the tiles of a row from `first_column` to the last."""
-        x, y = self._corner(row, first_column)
-        y += self.tile_h + (CAPTION + 6 if row == 1 else 10)
-        name_width = int(self._text(x, y - 3, name, 15, FAINT)) + 14
-        x, width = x + name_width, self._corner(row, 4)[0] + self.tile_w - x - name_width
-        ramp = visual.scale_colors(np.linspace(0, 1, width), 0, 1)[None].repeat(12, axis=0)
-        self.image.paste(self._pil.fromarray(ramp), (x, y))
-        for value in _ticks(low, high, logarithmic):
-            part = math.log(value / low) / math.log(high / low) if logarithmic else (value - low) / (high - low)
-            at = x + round(part * (width - 1))
-            self._draw.line((at, y + 12, at, y + 16), fill=FAINT)
-            self._text(at, y + 18, _number(value), 14, FAINT, anchor="ma" if part < 0.97 else "ra")
-
-    def _corner(self, row: int, column: int) -> tuple[int, int]:
-        return MARGIN + column * (self.tile_w + GAP), self.rows[row]
-
-    def _text(
-        self, x: float, y: float, text: str, size: int, fill: tuple[int, int, int] = INK, anchor: str = "la"
-    ) -> float:
-        font = require("PIL.ImageFont", "cli").load_default(size)
-        self._draw.text((x, y), text, fill, font, anchor)
-        return self._draw.textlength(text, font)
+    basis = visual.ColorBasis.fit(*features.values())
+    for column, (name, part) in enumerate(features.items(), first):
+        page.tile(0, column, _capital(name), basis.colors(part))
+    page.tile(0, last, "Removed", basis.offset_colors(removed))
+    page.note(0, "PCA as RGB, one basis and one range for all: colours add up. Grey is nothing removed.", first)
+    _norms(page, 1, first, features | {"removed": removed})
+    labels = _clusters(page, 2, first, features | {"removed": removed}, "denoised")
+    page.note(2, "Clusters by direction; matched colours.", first)
+    kept = (visual.directions(raw) * visual.directions(denoised)).sum(axis=-1)
+    _similarities(page, 3, first, features, patch, {"Cosine raw to denoised": kept})
+    if picture:
+        page.tile(0, 0, "Input", picture)
+        page.tile(1, 0, "Denoised, over the input", page.over(picture, basis.colors(denoised)))
+        page.tile(2, 0, "Clusters, over the input", page.over(picture, visual.CLUSTER_COLORS[labels["denoised"]]))
+        page.tile(3, 0, f"Patch ({patch[0]}, {patch[1]})", picture)
+        page.mark(3, 0, patch, raw.shape[:2])
+    return page.image
 
 
-def _describe(d: Decomposition) -> str:
-    """One line on how it was made, of what `meta` says."""
-    h, w, c = d.raw.shape
-    vit, seconds = d.meta.get("vit") or {}, d.meta.get("seconds") or {}
-    parts = [vit.get("name"), f"{h} x {w} patches, {c} channels"]
+def _norms(page: Page, row: int, column: int, parts: Parts) -> None:
+    norms = {name: np.linalg.norm(part, axis=-1) for name, part in parts.items()}
+    low, high = _log_range(list(norms.values()))
+    for at, (name, norm) in enumerate(norms.items(), column):
+        colors = visual.scale_colors(np.log(np.maximum(norm, low)), math.log(low), math.log(high))
+        caption = f"median {number(float(np.median(norm)))}, largest {number(float(norm.max()))}"
+        page.tile(row, at, f"Norm of {name}", colors, caption)
+    page.bar(row, "Norm", low, high, logarithmic=True, column=column)
+
+
+def _clusters(page: Page, row: int, column: int, parts: Parts, reference: str) -> dict[str, np.ndarray]:
+    """Draws the clusters of each part, in the colours of those of the part `reference`, and returns their labels."""
+    wanted = visual.kmeans(parts[reference], CLUSTERS)
+    found = {}
+    for at, (name, part) in enumerate(parts.items(), column):
+        labels = wanted if name == reference else visual.match_labels(visual.kmeans(part, CLUSTERS), wanted, CLUSTERS)
+        n = len(np.unique(labels))
+        page.tile(
+            row,
+            at,
+            f"{n} clusters of {name}" if n > 1 else f"{_capital(name)}: all alike",
+            visual.CLUSTER_COLORS[labels],
+        )
+        found[name] = labels
+    return found
+
+
+def _similarities(
+    page: Page,
+    row: int,
+    column: int,
+    parts: Parts,
+    patch: tuple[int, int],
+    others: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Similarity to the marked patch in each part; then other cosines [H, W], which do not widen the scale."""
+    near = {f"Similarity in {name}": visual.similarity(part, patch) for name, part in parts.items()}
+    low = min(SIMILAR, *(float(np.percentile(values, 2)) for values in near.values()))
+    for at, (name, values) in enumerate((near | dict(others or {})).items(), column):
+        page.tile(row, at, name, visual.scale_colors(values, low, 1))
+        if name in near:
+            page.mark(row, at, patch, values.shape)
+    page.bar(row, "Cosine", low, 1, column=column)
+
+
+def _checked(patch: tuple[int, int] | None, features: np.ndarray) -> tuple[int, int]:
+    h, w, _ = features.shape
+    if patch is None:
+        return visual.telling_patch(features)
+    if not (0 <= patch[0] < h and 0 <= patch[1] < w):
+        raise InputError(f"patch must be (row, column) within {h} x {w} patches, got {tuple(patch)}")
+    return patch
+
+
+def _aspect(picture: PILImage.Image | None, features: np.ndarray) -> float:
+    return picture.width / picture.height if picture else features.shape[1] / features.shape[0]
+
+
+def _capital(name: str) -> str:
+    return name[:1].upper() + name[1:]
+
+
+def _about_vit(meta: Mapping[str, Any], features: Any) -> list[str]:
+    """Which ViT, which layer, what shape; layers are counted as by the option, from 0."""
+    h, w, c = features.shape
+    vit = meta.get("vit") or {}
+    parts = [vit["name"]] if vit.get("name") else []
     if {"layer", "depth", "norm"} <= vit.keys():
-        parts.insert(1, f"block {vit['layer'] + 1} of {vit['depth']}, norm: {vit['norm']}")
+        parts.append(f"layer {vit['layer']} of 0 to {vit['depth'] - 1}, norm: {vit['norm']}")
+    return [*parts, f"{h} x {w} patches, {c} channels"]
+
+
+def _about_stage1(d: Decomposition) -> list[str]:
+    """How it was made, of what `meta` says."""
+    parts = _about_vit(d.meta, d.raw)
     if "solver" in d.meta:
         parts.append(f"solver {d.meta['solver']}, {d.meta.get('views')} views")
-    if "total" in seconds:
-        parts.append(f"{seconds['total']:.2f} s")
-    return "  ·  ".join(part for part in parts if part)
+    seconds = d.meta.get("seconds") or {}
+    return [*parts, f"{seconds['total']:.2f} s"] if "total" in seconds else parts
+
+
+def _about_stage2(d: Denoised) -> list[str]:
+    parts = _about_vit(d.meta, d.raw)
+    denoiser, seconds, stage1 = (d.meta.get(key) or {} for key in ("denoiser", "seconds", "stage1"))
+    if denoiser:
+        parts.append(f"denoiser: {denoiser['kind']}, {denoiser['parameters'] / 1e6:.2g} M parameters")
+    if {"vit", "denoiser"} <= seconds.keys():
+        parts.append(f"ViT {seconds['vit'] * 1e3:.0f} ms, denoiser {seconds['denoiser'] * 1e3:.0f} ms")
+    if stage1:
+        took = (stage1.get("seconds") or {}).get("total")
+        how = f"stage 1: {stage1.get('solver')}, {stage1.get('views')} views"
+        parts.append(f"{how}, {took:.2f} s" if took is not None else how)
+    return parts
 
 
 def _patch_centers(h: int, w: int) -> np.ndarray:
@@ -190,18 +211,3 @@ def _log_range(norms: list[np.ndarray]) -> tuple[float, float]:
     high = max(float(norm.max()) for norm in norms) or 1.0
     low = min(float(np.percentile(norm, 5)) for norm in norms)
     return min(max(low, high / 1000), high / 2), high
-
-
-def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
-    """Round numbers within a range: about five, or 1-2-5 steps on a logarithmic scale."""
-    if logarithmic:
-        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        values = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
-    else:
-        step = next(s for s in (0.05, 0.1, 0.2, 0.25, 0.5, 1) if (high - low) / s <= 6)
-        values = [round(i * step, 10) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
-    return [value for value in values if low <= value <= high]
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -22,6 +22,11 @@ _SCALE = np.array(
      (170, 220, 50), (253, 231, 37)], np.float32
 )  # fmt: skip
 
+# What differs by less is rounding, and is not drawn as contrast: the range of a colour, as a part of the usual norm,
+# and 1 - cosine of two tokens of different clusters (an angle of 0.8 degrees).
+MIN_RANGE = 1e-4
+ALIKE = 1e-4
+
 
 @dataclass(frozen=True)
 class ColorBasis:
@@ -51,7 +56,9 @@ class ColorBasis:
             axes[np.abs(axes).argmax(axis=0), range(3)] < 0, -1, 1
         )  # eigenvectors have no sign of their own
         low, high = np.percentile((usual - mean) @ axes, (1, 99), axis=0)
-        return cls(mean, axes, low, np.maximum(high, low + 1e-12))
+        narrow = MIN_RANGE * np.median(np.linalg.norm(tokens, axis=1)) + 1e-12
+        widen = np.maximum(narrow - (high - low), 0) / 2
+        return cls(mean, axes, low - widen, high + widen)
 
     def colors(self, features: np.ndarray) -> np.ndarray:
         """Features [..., C] as uint8 [..., 3]."""
@@ -71,21 +78,27 @@ def scale_colors(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def kmeans(features: np.ndarray, k: int, seed: int = 0, rounds: int = 30) -> np.ndarray:
-    """Cluster tokens [..., C] by direction (spherical k-means, k-means++ start): int [...] labels from 0 to k - 1."""
-    tokens = _directions(features).reshape(-1, features.shape[-1])
+    """Cluster tokens [..., C] by direction (spherical k-means, k-means++ start): int [...] labels from 0 to k - 1.
+
+    Fewer labels are used where there are fewer directions; features that are all alike make one cluster.
+    """
+    tokens = directions(features).reshape(-1, features.shape[-1])
     k = min(k, len(tokens))
     rng = np.random.default_rng(seed)
     centers = tokens[rng.integers(len(tokens))][None]
     while len(centers) < k:
-        distance = np.maximum(1 - (tokens @ centers.T).max(axis=1), 0) + 1e-12
+        distance = 1 - (tokens @ centers.T).max(axis=1)
+        distance[distance < ALIKE] = 0
+        if not distance.any():
+            break
         centers = np.concatenate([centers, tokens[rng.choice(len(tokens), p=distance / distance.sum())][None]])
     labels = np.full(len(tokens), -1)
     for _ in range(rounds):
         before, labels = labels, (tokens @ centers.T).argmax(axis=1)
         if np.array_equal(before, labels):
             break
-        centers = np.stack([tokens[labels == i].sum(0) if (labels == i).any() else centers[i] for i in range(k)])
-        centers = _directions(centers)
+        centers = np.stack([tokens[labels == i].sum(0) if (labels == i).any() else c for i, c in enumerate(centers)])
+        centers = directions(centers)
     return labels.reshape(features.shape[:-1])
 
 
@@ -97,10 +110,15 @@ def match_labels(labels: np.ndarray, reference: np.ndarray, k: int) -> np.ndarra
     return np.array(best)[labels]
 
 
+def directions(features: np.ndarray) -> np.ndarray:
+    """Tokens [..., C] at norm 1; those that are zero stay zero."""
+    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
+
+
 def similarity(features: np.ndarray, patch: tuple[int, int]) -> np.ndarray:
     """Cosine of every token [H, W, C] with the one at patch (row, column): [H, W]."""
-    directions = _directions(features)
-    return directions @ directions[patch]
+    unit = directions(features)
+    return unit @ unit[patch]
 
 
 def telling_patch(features: np.ndarray) -> tuple[int, int]:
@@ -109,10 +127,10 @@ def telling_patch(features: np.ndarray) -> tuple[int, int]:
     So it lies on an object of some size; a patch like no other, or like the whole background, would show little.
     """
     h, w, c = features.shape
-    directions = _directions(features)
+    unit = directions(features)
     rows, columns = slice(h // 4, h - h // 4), slice(w // 4, w - w // 4)
-    inner = directions[rows, columns]
-    near = np.sort(inner.reshape(-1, c) @ directions.reshape(-1, c).T, axis=1)
+    inner = unit[rows, columns]
+    near = np.sort(inner.reshape(-1, c) @ unit.reshape(-1, c).T, axis=1)
     contrast = near[:, -max(1, h * w // 10) :].mean(axis=1) - near.mean(axis=1)
     row, column = np.unravel_index(contrast.argmax(), inner.shape[:2])
     return int(row) + h // 4, int(column) + w // 4
@@ -125,10 +143,6 @@ def _principal_axes(centered: np.ndarray, n: int = 3, rounds: int = 30) -> np.nd
     for _ in range(rounds):
         space = np.linalg.qr(centered.T @ (centered @ space))[0]
     return space @ np.linalg.svd(centered @ space, full_matrices=False)[2][:n].T
-
-
-def _directions(features: np.ndarray) -> np.ndarray:
-    return features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
