@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -328,6 +329,18 @@ def test_doctor_says_what_is_missing(run, monkeypatch):
     monkeypatch.setattr(doctor, "PACKAGES", doctor.PACKAGES | {"no-such-package": ("something", "vit")})
     code, out, _ = run("doctor")
     assert code == 0 and "no-such-package (for something): pip install 'dvt-fast[vit]'" in out
+
+
+def test_doctor_lists_every_package_of_the_extras():
+    tomllib = pytest.importorskip("tomllib")
+    from dvt_fast.cli.doctor import PACKAGES
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {"": project["dependencies"]} | project["optional-dependencies"]
+    for extra in {"", "cli", "vit", "train"} & extras.keys():
+        for requirement in extras[extra]:
+            name = re.match(r"[\w-]+", requirement).group()
+            assert name == "dvt-fast" or PACKAGES[name][1] == extra, requirement
 
 
 def test_doctor_where_nothing_can_run():

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import decompose, doctor
+from . import decompose, denoise, doctor
 
 app = typer.Typer(
     name="dvt-fast",
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # errors made for users are one line; the others are bugs, whose traceback helps
 )
 app.command("decompose")(decompose.command)
+app.command("denoise")(denoise.command)
 app.command("doctor")(doctor.command)
 
 

@@ -1,0 +1,150 @@
+"""`dvt-fast denoise`: images in; for each, its features before and after a trained denoiser, and a picture."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import hub
+from ..errors import InputError
+from ..extras import require
+from ..files import check_folder
+from ..images import find_images
+from ..views import DEFAULT_PLAN
+from ..vit import MINI
+from . import common
+from .decompose import check_stage1, slow_steps
+from .each_image import AsJson, Out, Patch, check_patch, each_image, parse_patch
+
+SUFFIX = "-denoised"
+
+
+def command(
+    context: typer.Context,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATHS", help="Image files, folders or glob patterns.", show_default=False),
+    ] = None,
+    image: Annotated[
+        list[str] | None, typer.Option("--image", metavar="PATH", help="One more of PATHS; may be given several times.")
+    ] = None,
+    denoiser: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A trained denoiser: a file, hf://OWNER/REPOSITORY/FILE, or a published one by name: "
+            f"{', '.join(hub.DENOISERS)}.",
+            show_default=f"that of {MINI}",
+        ),
+    ] = None,
+    stage1: Annotated[bool, typer.Option("--stage1", help="Run stage 1 too, and compare.")] = False,
+    vit: common.Name = MINI,
+    weights: common.Weights = None,
+    size: common.Size = None,
+    layer: common.Layer = -1,
+    norm: common.Norm = True,
+    stride: common.Stride = None,
+    device: common.Device = "cpu",
+    solver: common.SolverName = common.Solver.direct,
+    views: common.Plan = DEFAULT_PLAN,
+    seed: common.Seed = 0,
+    option: common.SolverOption = None,
+    out: Out = Path("out"),
+    patch: Patch = None,
+    as_json: AsJson = False,
+    threads: common.Threads = 0,
+    debug: common.Debug = False,
+) -> None:
+    """Clean the features of images with a trained denoiser.
+
+    For each image, NAME-denoised.safetensors (raw and denoised, with --stage1 also its semantics F) and
+    NAME-denoised.png (a picture to look at) appear in the output folder, whole or not at all. An image that fails is
+    reported, and the others are still done; the exit code is then 1.
+
+    The ViT is the one that the denoiser was trained for, as its file says; give options of the ViT to change it, and
+    with files that do not say. The options of stage 1 need --stage1.
+    """
+    names = [*(paths or ()), *(image or ())]
+    if not names:
+        raise typer.BadParameter("expected at least one image, folder or pattern", param_hint="PATHS")
+    given = {name for name in inspect.signature(command).parameters if _is_given(context, name)}
+    for name in ("views", "solver", "seed", "option"):
+        if name in given and not stage1:
+            raise typer.BadParameter("is an option of stage 1: give --stage1, too", param_hint=f"--{name}")
+    vit_options = common.vit_options(vit, weights, size, layer, norm, stride, device)
+    chosen = {"name" if name == "vit" else name for name in given} & vit_options.keys()
+    solver_options = common.parse_solver_options(option, inspect.signature(command).parameters)
+    options: dict[str, Any] = {"solver": solver.value, "seed": seed}
+    plan = common.parse_plan(views)
+    wanted_patch = parse_patch(patch)
+
+    # What would fail for every image fails here, once, and before torch takes its seconds to import.
+    require("PIL.Image", "vit")
+    if stage1:
+        check_stage1(options | {"views": plan}, solver_options)
+        options = {"stage1": plan, **options, **solver_options}
+    images = find_images(names)
+    folder = check_folder(out)
+
+    require("torch", "vit")
+    from .. import ViT, denoise
+    from ..denoiser.checkpoint import load_denoiser
+
+    common.set_threads(threads)
+    trained = _trained_for(denoiser, vit)
+    model = ViT(**_vit_options(vit_options, chosen, trained))
+    loaded = load_denoiser(denoiser, model)
+    check_patch(wanted_patch, model)
+    each_image(
+        images,
+        folder,
+        lambda image, progress: denoise(image, model, loaded, progress=progress, **(options if stage1 else {})),
+        patch=wanted_patch,
+        as_json=as_json,
+        debug=debug,
+        counts=slow_steps(solver),
+        suffix=SUFFIX,
+        numbers=lambda result: {"cosine": result.cosines()} if stage1 else {},
+    )
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _trained_for(spec: str | None, vit: str) -> Mapping[str, Any]:
+    """What `ViT.describe` said of the ViT that a denoiser was trained for; empty where its file does not say."""
+    from ..denoiser import Denoiser
+    from ..denoiser.checkpoint import ASSETS
+
+    if spec in (*hub.DENOISERS, *hub.DISTILLED) or (spec is None and vit != MINI):
+        return {}  # which file that is, or that there is none, the ViT says
+    if spec is None:
+        path = ASSETS / f"{MINI}_denoiser.safetensors"
+    else:
+        path = hub.fetch(spec, "give the path of a file") if spec.startswith(hub.SCHEME) else Path(spec)
+    return Denoiser.from_checkpoint(path).meta.get("vit") or {}
+
+
+def _vit_options(asked: dict[str, Any], chosen: set[str], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `ViT`: what was `chosen` of those `asked` for, and else what the denoiser was trained
+    for; all that was asked for where that is another ViT, or unknown."""
+    if not trained or ("name" in chosen and asked["name"] != trained["name"]):
+        return asked
+    known = {key: trained[key] for key in ("name", "size", "stride", "layer", "mean", "std")}
+    known |= {"norm": trained["norm"] != "none", "device": asked["device"]}
+    weights = trained["weights"]
+    if weights.startswith("random, seed "):
+        known |= {"weights": "random", "seed": int(weights.removeprefix("random, seed "))}
+    elif weights.startswith(hub.SCHEME):
+        known["weights"] = weights
+    elif weights != "pretrained" and "weights" not in chosen:
+        raise InputError(
+            f"the denoiser was trained for {trained['name']} with the weights {weights!r}: give that file by --weights"
+        )
+    return known | {name: asked[name] for name in chosen}
