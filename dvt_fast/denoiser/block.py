@@ -78,7 +78,7 @@ class ConvBlock(nn.Module):
         self.conv = nn.Conv2d(dim, hidden, size, padding=size // 2)
         self.out = nn.Conv2d(hidden, dim, 1)
         nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.out.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         maps = self.norm(x).permute(0, 3, 1, 2)
