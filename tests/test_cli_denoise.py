@@ -112,6 +112,19 @@ def test_a_vit_of_random_or_local_weights(run, photos, tmp_path):
     assert run(photos / "a.jpg", "--denoiser", "local.safetensors", "--weights", "tiny.pth")[0] == 0
 
 
+def test_without_options_dvt_mini_and_its_own_denoiser(run, photos, monkeypatch, tmp_path):
+    """The one in the package is for features before the norm, and for the last block."""
+    vit = dvt_fast.ViT("dvt_mini", norm=False)
+    packaged = Denoiser(vit.dim, vit.grid, kind="map")
+    packaged.meta = {"vit": vit.describe()}
+    packaged.save(tmp_path / "dvt_mini_denoiser.safetensors")
+    monkeypatch.setattr("dvt_fast.denoiser.checkpoint.ASSETS", tmp_path)
+    code, _, err = run("--image", photos / "a.jpg")
+    assert (code, err) == (0, "")
+    d = Denoised.load(tmp_path / "out" / "a-denoised.safetensors")
+    assert d.meta["vit"] == vit.describe() and d.meta["denoiser"]["kind"] == "map"
+
+
 def test_stage1_and_json(run, photos, model, tmp_path):
     code, out, err = run(photos / "a.jpg", "--image", photos / "b.png", "--denoiser", model, "--stage1", "--views", 3,
                          "--seed", 7, "-o", "passes=1", "--json", "--patch", "1,2")  # fmt: skip
