@@ -24,6 +24,9 @@ _NAMES = {
     "ArtifactMap": "artifact_map",
     "Denoiser": "denoiser",
     "HashGrid": "hash_grid",
+    "PairDataset": "dataset",
+    "build_dataset": "dataset",
+    "check_dataset": "dataset",
     "backends": "runtime",
     "set_num_threads": "runtime",
     "get_num_threads": "runtime",
@@ -39,6 +42,9 @@ __all__ = ["__version__", *_NAMES]
 
 if TYPE_CHECKING:
     from .artifact_map import ArtifactMap as ArtifactMap
+    from .dataset import PairDataset as PairDataset
+    from .dataset import build_dataset as build_dataset
+    from .dataset import check_dataset as check_dataset
     from .decomposition import Decomposition as Decomposition
     from .denoiser import Denoiser as Denoiser
     from .errors import Cancelled as Cancelled

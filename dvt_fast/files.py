@@ -98,15 +98,35 @@ def read_safetensors(path: Path, format: str, version: int) -> tuple[dict[str, A
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
     except Exception as error:  # a cut or foreign file fails in many ways
         raise InputError(f"{path}: not a readable safetensors file: {' '.join(str(error).split())}") from None
+    return _our_header(text, str(path), format, version), arrays
+
+
+def unpack_safetensors(
+    data: bytes, name: str, format: str, version: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """`read_safetensors` for bytes at hand; name: of the file that they are from."""
+    from safetensors.numpy import load
+
+    try:
+        arrays = load(data)  # refuses data that are longer or shorter than the header says
+        text = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["dvt_fast"]
+    except KeyError:
+        text = "null"
+    except Exception as error:  # a cut or foreign file fails in many ways
+        raise InputError(f"{name}: not a readable safetensors file: {' '.join(str(error).split())}") from None
+    return _our_header(text, name, format, version), arrays
+
+
+def _our_header(text: str, name: str, format: str, version: int) -> dict[str, Any]:
     try:
         header = json.loads(text)
     except json.JSONDecodeError:
         header = None
     if not isinstance(header, dict) or header.get("format") != format:
-        raise InputError(f"{path}: not a {format} file, as its metadata does not say so")
+        raise InputError(f"{name}: not a {format} file, as its metadata does not say so")
     if header.get("version") != version:
-        raise InputError(f"{path}: {format} version {header.get('version')}, expected version {version}")
-    return header, arrays
+        raise InputError(f"{name}: {format} version {header.get('version')}, expected version {version}")
+    return header
 
 
 def _output_error(path: Path, what: str, error: OSError) -> OutputError:

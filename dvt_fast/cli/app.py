@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import decompose, denoise, doctor
+from . import dataset, decompose, denoise, doctor
 
 app = typer.Typer(
     name="dvt-fast",
@@ -17,6 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,  # errors made for users are one line; the others are bugs, whose traceback helps
 )
+app.command("dataset")(dataset.command)
 app.command("decompose")(decompose.command)
 app.command("denoise")(denoise.command)
 app.command("doctor")(doctor.command)

@@ -1,17 +1,19 @@
-"""A progress bar with the time left: on stderr, where that is a terminal; elsewhere nothing is shown."""
+"""Progress bars with the time left: on stderr, where that is a terminal."""
 
 from __future__ import annotations
 
+import datetime
+import time
 from types import TracebackType
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
 class Bar:
-    """Progress over items that have steps of their own; the time left counts the steps too.
+    """Progress over items that have steps of their own; the time left counts the steps too. Only on a terminal.
 
     Use as a context manager: `begin` an item, tell its `step`s, `say` its result. counts: the kind of step that takes
     the time; of the others only the number is shown.
@@ -55,6 +57,53 @@ class Bar:
             self._progress.start()
 
     def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+
+class Tally:
+    """Progress over many short items, with their rate; where stderr is no terminal, a line now and then.
+
+    Use as a context manager; `step` is a progress callback (see `dvt_fast.progress`).
+    """
+
+    LINE_EVERY = 60.0  # seconds
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f} {task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self._console,
+            transient=True,
+            redirect_stdout=False,
+            disable=not self._console.is_terminal,
+            speed_estimate_period=120.0,
+        )
+        self._task: TaskID | None = None
+        self._start = self._last_line = time.monotonic()
+
+    def step(self, done: int, total: int, what: str) -> None:
+        """`done` of `total` are done."""
+        if self._task is None:
+            self._task = self._progress.add_task(what, total=total, rate="")
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        rate = f"{done / seconds:.2f}/s" if done >= seconds else f"{seconds / done:.1f} s each"
+        self._progress.update(self._task, completed=done, rate=rate)
+        if not self._console.is_terminal and time.monotonic() - self._last_line >= self.LINE_EVERY:
+            self._last_line = time.monotonic()
+            left = datetime.timedelta(seconds=round(seconds / done * (total - done)))
+            typer.echo(f"{done:,} of {total:,} {what}, {rate}, {left} left", err=True)
+
+    def __enter__(self) -> Tally:
         self._progress.start()
         return self
 
