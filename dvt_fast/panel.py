@@ -190,9 +190,10 @@ def _about_stage2(d: Denoised) -> list[str]:
     parts = _about_vit(d.meta, d.raw)
     denoiser, seconds, stage1 = (d.meta.get(key) or {} for key in ("denoiser", "seconds", "stage1"))
     if denoiser:
-        parts.append(f"denoiser: {denoiser['kind']}, {denoiser['parameters'] / 1e6:.2g} M parameters")
+        parts.append(f"denoiser: {denoiser['kind']}, {number(round(denoiser['parameters'] / 1e6, 2))} M parameters")
     if {"vit", "denoiser"} <= seconds.keys():
-        parts.append(f"ViT {seconds['vit'] * 1e3:.0f} ms, denoiser {seconds['denoiser'] * 1e3:.0f} ms")
+        vit, own = (number(round(1e3 * seconds[part], 1)) for part in ("vit", "denoiser"))
+        parts.append(f"ViT {vit} ms, denoiser {own} ms")
     if stage1:
         took = (stage1.get("seconds") or {}).get("total")
         how = f"stage 1: {stage1.get('solver')}, {stage1.get('views')} views"
