@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import dataset, decompose, denoise, doctor
+from . import dataset, decompose, denoise, distill, doctor, train
 
 app = typer.Typer(
     name="dvt-fast",
@@ -20,7 +20,9 @@ app = typer.Typer(
 app.command("dataset")(dataset.command)
 app.command("decompose")(decompose.command)
 app.command("denoise")(denoise.command)
+app.command("distill")(distill.command)
 app.command("doctor")(doctor.command)
+app.command("train")(train.command)
 
 
 def _version(wanted: bool) -> None:

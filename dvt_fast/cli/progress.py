@@ -69,7 +69,7 @@ class Bar:
 class Tally:
     """Progress over many short items, with their rate; where stderr is no terminal, a line now and then.
 
-    Use as a context manager; `step` is a progress callback (see `dvt_fast.progress`).
+    Use as a context manager; `step` is a progress callback (see `dvt_fast.progress`). Items of another kind begin anew.
     """
 
     LINE_EVERY = 60.0  # seconds
@@ -81,7 +81,7 @@ class Tally:
             BarColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            TextColumn("left"),
+            TextColumn("left{task.fields[note]}"),
             console=self._console,
             transient=True,
             redirect_stdout=False,
@@ -89,19 +89,29 @@ class Tally:
             speed_estimate_period=120.0,
         )
         self._task: TaskID | None = None
+        self._what, self._first, self._note = "", 0, ""
         self._start = self._last_line = time.monotonic()
 
     def step(self, done: int, total: int, what: str) -> None:
         """`done` of `total` are done."""
-        if self._task is None:
-            self._task = self._progress.add_task(what, total=total, rate="")
+        if self._task is None or what != self._what:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+                self._start = time.monotonic()
+            self._what, self._first = what, done - 1  # those before were done by an earlier run
+            self._task = self._progress.add_task(what, total=total, completed=self._first, rate="", note="")
         seconds = max(time.monotonic() - self._start, 1e-9)
-        rate = f"{done / seconds:.2f}/s" if done >= seconds else f"{seconds / done:.1f} s each"
-        self._progress.update(self._task, completed=done, rate=rate)
+        new = max(done - self._first, 1)
+        rate = f"{new / seconds:.2f}/s" if new >= seconds else f"{seconds / new:.1f} s each"
+        self._progress.update(self._task, completed=done, rate=rate, note=self._note)
         if not self._console.is_terminal and time.monotonic() - self._last_line >= self.LINE_EVERY:
             self._last_line = time.monotonic()
-            left = datetime.timedelta(seconds=round(seconds / done * (total - done)))
-            typer.echo(f"{done:,} of {total:,} {what}, {rate}, {left} left", err=True)
+            left = datetime.timedelta(seconds=round(seconds / new * (total - done)))
+            typer.echo(f"{done:,} of {total:,} {what}, {rate}, {left} left{self._note}", err=True)
+
+    def note(self, text: str) -> None:
+        """Show `text` behind the time left, from the next step on."""
+        self._note = f"; {text}" if text else ""
 
     def __enter__(self) -> Tally:
         self._progress.start()
