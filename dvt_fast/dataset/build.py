@@ -14,8 +14,6 @@ from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from ..artifact_map import ArtifactMap
 from ..errors import DvtError, InputError
 from ..extras import require
@@ -111,14 +109,13 @@ def build_dataset(
     store = Store(out, storage_retries)
     if store.url.startswith("memory://") and (engine != "local" or workers != 0):
         raise InputError(f"{store.url}: memory is of one process: workers must be 0")
-    vit_options = {name: _json_type(value) for name, value in vit.items() if name != "device"}
     job = _make_job(
-        store, vit_options, threads, options or {},
+        store, {name: value for name, value in vit.items() if name != "device"}, threads, options or {},
         views=views, coords=coords, solver=solver, seed=seed, keep=keep, dtype=dtype,
     )  # fmt: skip
     made: set[str] = set()
     with store.lock():
-        table = Table(store, job.settings, vit_options, sources)
+        table = Table(store, job.settings, job.vit_options, sources)
         if prune:
             table.forget_others()
         tasks = table.tasks()
@@ -166,18 +163,25 @@ def _outcomes(
         yield from run_processes(job, tasks, found[: len(tasks)], retries)
 
 
-def _make_job(store: Store, vit_options: dict[str, Any], threads: int, options: Mapping[str, Any], **plan: Any) -> Job:
+def _make_job(store: Store, arguments: dict[str, Any], threads: int, options: Mapping[str, Any], **plan: Any) -> Job:
     """What the workers need to know. The ViT is built here once, on the CPU, to be described and to fail early."""
     from ..vit import ViT
 
-    vit = ViT(**vit_options)
+    vit = ViT(**arguments)
     options = dict(options)
     known = options.get("artifacts")
     if isinstance(known, (str, os.PathLike)):
         known = options["artifacts"] = ArtifactMap.load(known)  # so that workers elsewhere need no file
     if isinstance(known, ArtifactMap):
         known.check(vit)
-    return Job(store, vit_options, options, make_settings(vit, options=options, **plan), threads)
+    described = vit.describe()
+    rebuild = {name: described[name] for name in ("name", "size", "stride", "layer", "mean", "std")}
+    rebuild |= {
+        "weights": _from_everywhere(arguments.get("weights")),
+        "norm": vit.norm,
+        "seed": arguments.get("seed", 0),
+    }
+    return Job(store, rebuild, options, make_settings(vit, options=options, **plan), threads)
 
 
 def _summary(table: Table, made: set[str], pruned: int, seconds: float) -> Summary:
@@ -208,8 +212,8 @@ def _check_arguments(engine: str, threads: int, **numbers: int | None) -> None:
             whole(0, 4096)(name, value)
 
 
-def _json_type(value: Any) -> Any:
-    """An argument of the ViT as a JSON type; a path as it is from everywhere on this machine."""
-    if isinstance(value, os.PathLike) or (isinstance(value, str) and os.path.isfile(value)):
-        return os.path.abspath(value)
-    return list(value) if isinstance(value, (tuple, np.ndarray)) else value
+def _from_everywhere(weights: str | os.PathLike[str] | None) -> str | None:
+    """The weights of a ViT; a path as it is from every folder of this machine."""
+    if weights is None:
+        return None
+    return os.path.abspath(weights) if os.path.isfile(weights) else os.fspath(weights)
