@@ -36,8 +36,7 @@ class PlantedPairs:
         content = np.tanh(self.clean @ twist)
         noise = 0.1 * rng.standard_normal(self.clean.shape)
         self.raw = (self.clean + self.artifacts + content + noise).astype(np.float32)
-        hashes = [f"{value:016x}{'0' * 48}" for value in rng.integers(0, 2**63, n) * 2]
-        self.records = [Record(f"image-{i}.png", text) for i, text in enumerate(hashes)]
+        self.records = [Record(f"image-{i}.png", rng.bytes(32).hex()) for i in range(n)]
         vit = {"name": "planted", "weights": "none", "grid": list(grid), "dim": dim}
         self.settings = {"vit": vit, "keep": "both", "dtype": "float16"}
 

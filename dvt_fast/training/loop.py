@@ -183,7 +183,8 @@ class Loop:
             rows = bad_images[:, place].flatten()  # by process, then by place: the order of the batch
             what = "loss" if rows.any() else "gradient"
             rows = rows if rows.any() else torch.ones_like(rows)
-            self._not_finite(what, self.step - steps + place, rows.nonzero().flatten().tolist())
+            step, names = self.step - steps + place, self._names(self.step - steps + place, rows)
+            self._stop_as_not_finite(f"the {what} is not finite at step {step}, with {names}")
         mean_mse, mean_cosine = mse.mean().item(), cosine.mean().item()
         return {
             "loss": mean_mse + 1 - mean_cosine,
@@ -193,16 +194,16 @@ class Loop:
             "grad_norm": norms[finite_norms].mean().item() if finite_norms.any() else math.inf,
         }
 
-    def _not_finite(self, what: str, step: int, rows: list[int]) -> None:
+    def _names(self, step: int, rows: torch.Tensor) -> str:
+        """Of the images of a step's batch for which `rows` is true."""
         batch = self.order.batch(step, self.options.batch)
-        names = [str(self.reader.source.names[self.items[batch[row][0]]]) for row in rows]
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        names = [self.reader.source.names[self.items[item]] for (item, _), row in zip(batch, rows.tolist()) if row]
+        return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+    def _stop_as_not_finite(self, what: str) -> None:
         saved = self.store.steps()
         kept = f"the last good checkpoint is {self.store.path(saved[-1])}" if saved else "there is no checkpoint yet"
-        raise NonFiniteError(
-            f"the {what} is not finite at step {step}, with {', '.join(names[:NAMED])}{more}: stopped, {kept}; "
-            "a lower blr or precision fp32 may help"
-        )
+        raise NonFiniteError(f"{what}: stopped, {kept}; a lower blr or precision fp32 may help")
 
     @torch.no_grad()
     def _evaluate(self, monitor: Monitor) -> None:
@@ -223,7 +224,7 @@ class Loop:
                 pictures = pictures or [part[:PICTURED].cpu() for part in (before, targets, after)]
         before_mean, after_mean = (total(fabric, sums) / len(self.scored)).tolist()
         if not math.isfinite(after_mean):
-            raise NonFiniteError(f"the averaged weights give no finite features at step {self.step}: stopped")
+            self._stop_as_not_finite(f"the averaged weights of step {self.step} give features that are not finite")
         self.score = Score(before_mean, after_mean)
         if self.best is None or after_mean > self.best[1].after:
             self.best, self.stale = (self.step, self.score), 0
