@@ -22,7 +22,7 @@ from dvt_fast.training.order import held_out  # noqa: E402
 # These tensors are so small that more threads only wait for one another.
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
-SHORT = {"steps": 40, "batch": 6, "every": 10, "held_out": 0.2, "blr": 1e-2, "memory": 10**9}
+SHORT = {"steps": 40, "batch": 6, "every": 10, "held_out": 0.2, "blr": 1e-2, "memory": 10**9, "variants": 1}
 
 
 @pytest.fixture(scope="module")
@@ -350,8 +350,6 @@ def test_a_full_disk_keeps_the_last_checkpoint(pairs, tmp_path, monkeypatch):
         ({"start": "zero"}, "start must be 'artifacts' or 'random', got 'zero'"),
         ({"kind": "blok"}, "unknown kind of denoiser 'blok'"),
         ({"num_heads": 3}, "num_heads must divide dim"),
-        ({"flip": True}, "flip is for a dataset without raw features, or on_the_fly"),
-        ({"vit": {"name": "dvt_mini"}}, "vit is for a dataset without raw features, or on_the_fly"),
         ({"on_the_fly": True}, "on_the_fly needs vit"),
         ({"held_out": 0.999999}, "no image is left to train on"),
         ({"blr": -1}, "blr must be positive"),

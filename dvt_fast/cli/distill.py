@@ -40,7 +40,7 @@ def command(
     held_out: training.HeldOut = Defaults.held_out,
     every: training.Every = Defaults.every,
     patience: training.Patience = Defaults.patience,
-    flip: training.Flip = True,
+    variants: training.Variants = Defaults.variants,
     log_every: training.LogEvery = Defaults.log_every,
     device: training.Device = "cpu",
     workers: training.Workers = 2,
@@ -65,6 +65,6 @@ def command(
         vit=common.vit_options(vit, weights, size, layer, norm, stride),
         steps=steps, batch=batch, blr=blr, final_lr=final_lr, warmup=warmup, weight_decay=weight_decay, clip=clip,
         ema=ema, precision=precision and precision.value, seed=seed, held_out=held_out, every=every,
-        patience=patience, flip=flip, log_every=log_every,
+        patience=patience, variants=variants, log_every=log_every,
         device=device, workers=workers, memory=memory, resume=resume, threads=threads, as_json=as_json,
     )  # fmt: skip

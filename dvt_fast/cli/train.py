@@ -68,7 +68,7 @@ def command(
     held_out: training.HeldOut = Defaults.held_out,
     every: training.Every = Defaults.every,
     patience: training.Patience = Defaults.patience,
-    flip: training.Flip = False,
+    variants: training.Variants = Defaults.variants,
     log_every: training.LogEvery = Defaults.log_every,
     vit: common.Name = "dvt_mini",
     weights: common.Weights = None,
@@ -115,6 +115,6 @@ def command(
         kind=kind.value, num_blocks=blocks, num_heads=heads, start=start.value,
         steps=steps, batch=batch, blr=blr, final_lr=final_lr, warmup=warmup, weight_decay=weight_decay, clip=clip,
         ema=ema, precision=precision and precision.value, seed=seed, held_out=held_out, every=every,
-        patience=patience, flip=flip, log_every=log_every,
+        patience=patience, variants=variants, log_every=log_every,
         device=device, workers=workers, memory=memory, resume=resume, threads=threads, as_json=as_json,
     )  # fmt: skip

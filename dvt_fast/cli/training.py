@@ -39,7 +39,14 @@ def _run(*names: str, metavar: str = "N", **settings: Any) -> Any:
 
 Steps = Annotated[int, _training(help="Of the optimiser.")]
 Batch = Annotated[int, _training(help="Images a step, over all processes.")]
-Blr = Annotated[float, _training(help="Learning rate for a batch of 256; scaled by the root of the batch.")]
+Blr = Annotated[
+    float | None,
+    _training(
+        metavar="X",
+        help="Learning rate for a batch of 256; goes with the root of the batch.",
+        show_default="2 / channels",
+    ),
+]
 FinalLr = Annotated[float, _training(help="Learning rate at the end.")]
 Warmup = Annotated[float, _training(help="Share of the steps in which the learning rate rises.")]
 WeightDecay = Annotated[float, _training(help="Of AdamW.")]
@@ -55,7 +62,7 @@ Every = Annotated[int, _training(help="Steps from one scoring and checkpoint to 
 Patience = Annotated[
     int, _training(help="Stop after so many scorings without a better one, and give the best; 0 for never.")
 ]
-Flip = Annotated[bool, _training("--flip/--no-flip", metavar="", help="Mirror half of the samples.")]
+Variants = Annotated[int, _training(help="Views of each image: the whole and random crops; 1 is the whole alone.")]
 LogEvery = Annotated[int, _training(help="Steps from one line of the log to the next.")]
 
 Device = Annotated[str, _run(metavar="NAME", help="cpu, cuda or cuda:1; with torchrun cpu or cuda.")]

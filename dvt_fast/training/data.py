@@ -26,7 +26,7 @@ from ..errors import NonFiniteError
 
 Sample = dict[str, np.ndarray]
 Batch = dict[str, torch.Tensor]
-Item = tuple[int, bool]  # which item of a source, and whether mirrored
+Item = tuple[int, int]  # which item of a source, and which variant of it: 0 as it is, others as `crops` has them
 
 MEMORY_SHARE = 0.25  # of the machine's memory, for samples
 
@@ -103,8 +103,12 @@ def half(features: np.ndarray, what: str) -> np.ndarray:
     return values
 
 
-def default_memory(processes: int = 1) -> int:
-    """Bytes of samples that each of `processes` on this machine keeps: together a quarter of what may be used."""
+def share_of_memory(memory: int | None) -> int:
+    """Bytes of samples for this process to keep, of `memory` for all of them on this machine; None: a quarter of what
+    may be used here."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's
+    if memory is not None:
+        return memory // processes
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")  # of a container; absent or "max" without one
     with suppress(OSError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +55,7 @@ def launch(device: str, precision: str) -> Fabric:
     if not TorchElasticEnvironment.detect():
         place: Any = [int(number or 0)] if kind == "cuda" else 1
         return Fabric(accelerator=kind, devices=place, plugins=[plugin, LightningEnvironment()])
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # else each process tells that it is there
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     fabric = Fabric(
         accelerator=kind,
@@ -73,8 +75,9 @@ def same_device(one: torch.device, other: torch.device) -> bool:
 
 def everywhere(fabric: Fabric, values: torch.Tensor) -> torch.Tensor:
     """The `values` of every process, [processes, ...], the same on each."""
-    gathered: Any = fabric.all_gather(values)
-    return gathered.reshape(-1, *values.shape)
+    slots = values.new_zeros(fabric.world_size, *values.shape)
+    slots[fabric.global_rank] = values
+    return total(fabric, slots)  # torch deprecates the gathering that Fabric uses
 
 
 def total(fabric: Fabric, values: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ from ..errors import InputError, NonFiniteError
 from ..files import write_whole
 from ..progress import Progress
 from ..vit import MINI, ViT
-from .data import Batch
+from .data import Batch, share_of_memory
 from .devices import same_device
 from .monitor import Watch
 from .run import WORKERS, Summary, read_options, run, session
@@ -36,8 +36,7 @@ from .sources import ImageFiles, Pictures
 
 FILE = "distilled.safetensors"
 FORMAT, VERSION = "dvt_fast.distilled", 1
-# The student starts as a good network, which long steps would spoil; mirrored images cost nothing here.
-DEFAULTS = {"blr": 2e-4, "flip": True}
+RATE = 2e-4  # learning rate for a batch of 256: the student starts as a good network, which long steps would spoil
 
 
 class Resampled(nn.Module):
@@ -136,11 +135,11 @@ def distill(
     images: files, folders, patterns and URLs; those that cannot be used are named in the summary. vit: a `ViT` or its
     keyword arguments. denoiser: a `Denoiser` trained for it, its file, or what else `load_denoiser` knows. The result
     is for `ViT(name, weights=path)` with the same size, layer, stride and norm. device, workers, memory, resume,
-    progress, watch, options: as for `train`, but blr is 2e-4 and flip True by default, and the samples are images.
+    progress, watch, options: as for `train`, but blr is 2e-4 by default, and the samples are images.
 
     Raises `InputError` (a denoiser of another ViT among others), `NonFiniteError`, `WeightsError` and `OutputError`.
     """
-    parsed = read_options(options, device, **DEFAULTS)
+    parsed = read_options(options, device, blr=RATE)
     with session(parsed, device, out) as fabric:
         teacher = vit if isinstance(vit, ViT) else ViT(**{**vit, "device": str(fabric.device)})
         if not same_device(teacher.device, fabric.device):
@@ -159,7 +158,7 @@ def distill(
         trained = run(
             DistillTask(student, teacher, denoiser, fabric), Pictures(files, teacher.size), parsed,
             fabric, out, settings,
-            workers=workers, memory=memory, resume=resume, progress=progress, watch=watch,
+            workers=workers, memory=share_of_memory(memory), resume=resume, progress=progress, watch=watch,
         )  # fmt: skip
         file = Path(out) / FILE
         if fabric.is_global_zero:

@@ -86,7 +86,8 @@ class Loop:
     ):
         self.task, self.reader, self.options, self.fabric, self.store = task, reader, options, fabric, store
         self.items, self.scored = items, scored[:SCORED]
-        self.order = Order(len(items), options.seed, options.flip)
+        self.order = Order(len(items), options.seed, options.variants)
+        assert options.blr is not None
         self.peak = scaled_rate(options.blr, options.batch)
         task.module.to(fabric.device)
         self.ema = copy.deepcopy(task.module).requires_grad_(False)
@@ -143,7 +144,7 @@ class Loop:
     def _items_of(self, step: int) -> list[Item]:
         """This process's part of a step's batch."""
         part = self.order.batch(step, self.options.batch, self.fabric.global_rank, self.fabric.world_size)
-        return [(self.items[place], mirrored) for place, mirrored in part]
+        return [(self.items[place], variant) for place, variant in part]
 
     def _take(self, batch: Batch) -> None:
         """One step."""
@@ -211,7 +212,7 @@ class Loop:
         if not self.scored:
             return
         fabric, size = self.fabric, max(1, self.options.batch // self.fabric.world_size)
-        mine = [(item, False) for item in self.scored[fabric.global_rank :: fabric.world_size]]
+        mine = [(item, 0) for item in self.scored[fabric.global_rank :: fabric.world_size]]
         sums = torch.zeros(2, dtype=torch.float64, device=fabric.device)
         pictures: list[torch.Tensor] = []
         with closing(self.reader.stream(mine[i : i + size] for i in range(0, len(mine), size))) as batches:

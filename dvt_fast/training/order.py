@@ -1,7 +1,8 @@
 """Which sample comes when, without any state: a function of the seed and the sample's number alone.
 
-Sample number p belongs to epoch p // n, and each epoch is a permutation of its own. A run that resumes at step s goes
-on with sample s * batch, whatever number of processes and readers it had or has.
+A sample is an item and the number of one of its variants, 0 being the item as it is (see `crops`). Sample number p
+belongs to epoch p // n, and each epoch is a permutation of its own. A run that resumes at step s goes on with sample
+s * batch, whatever number of processes and readers it had or has.
 """
 
 from __future__ import annotations
@@ -15,31 +16,30 @@ HASH_DIGITS = 16  # of a content hash that decide where it belongs
 
 
 class Order:
-    """The samples of a data set of `n` items: number p -> (item, whether it is mirrored).
+    """The samples of a data set of `n` items: number p -> (item, variant).
 
-    flip: mirror half of the samples. The permutation sorts the raw bits of PCG64, whose stream NumPy keeps from version
-    to version, unlike that of `Generator.permutation`.
+    variants: of each item; one an epoch, in turn, and at any time as many items are at one as at another. The
+    permutation sorts the raw bits of PCG64, whose stream NumPy keeps from version to version, unlike that of
+    `Generator.permutation`.
     """
 
-    def __init__(self, n: int, seed: int, flip: bool = False):
-        self.n, self.seed, self.flip = n, seed, flip
+    def __init__(self, n: int, seed: int, variants: int = 1):
+        self.n, self.seed, self.variants = n, seed, variants
         self._epoch = lru_cache(maxsize=2)(self._draw)  # a batch may lie in two
 
-    def __getitem__(self, number: int) -> tuple[int, bool]:
+    def __getitem__(self, number: int) -> tuple[int, int]:
         epoch, place = divmod(number, self.n)
-        items, mirrored = self._epoch(epoch)
-        return int(items[place]), bool(mirrored[place])
+        item = int(self._epoch(epoch)[place])
+        return item, (epoch + item) % self.variants
 
-    def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> list[tuple[int, bool]]:
+    def batch(self, step: int, size: int, rank: int = 0, world: int = 1) -> list[tuple[int, int]]:
         """The part of process `rank` of `world` in the batch of a step; `size` is that of the whole batch."""
         part = size // world
         start = step * size + rank * part
         return [self[number] for number in range(start, start + part)]
 
-    def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        bits = np.random.PCG64([self.seed, epoch]).random_raw(self.n)
-        items = np.argsort(bits, kind="stable")
-        return items, (bits[items] & 1 > 0) & self.flip
+    def _draw(self, epoch: int) -> np.ndarray:
+        return np.argsort(np.random.PCG64([self.seed, epoch]).random_raw(self.n), kind="stable")
 
 
 def held_out(hashes: Sequence[str], share: float) -> list[int]:

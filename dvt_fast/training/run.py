@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..files import check_folder
 from ..progress import Progress
 from .checkpoint import Store
-from .data import Reader, Source, default_memory
+from .data import Reader, Source
 from .devices import default_precision, launch, repeatable
 from .loop import Loop, Outcome, Task
 from .monitor import Monitor, Watch
@@ -100,7 +100,7 @@ def run(
     settings: Mapping[str, Any],
     *,
     workers: int,
-    memory: int | None,
+    memory: int,
     resume: bool,
     progress: Progress | None,
     watch: Watch | None,
@@ -108,8 +108,8 @@ def run(
 ) -> Trained:
     """Train, or go on from the newest checkpoint in the folder `out`.
 
-    settings: what makes two trainings the same, beside the options and the images. begin: called with the reader and
-    the items to train on before the first step of a new training.
+    settings: what makes two trainings the same, beside the options and the images. memory: bytes of samples to keep in
+    this process. begin: called with the reader and the items to train on before the first step of a new training.
     """
     first, folder = fabric.is_global_zero, Path(out)
     scored = held_out(source.hashes, options.held_out)
@@ -128,8 +128,6 @@ def run(
             store.clear()
     newest = fabric.broadcast(store.newest() if first else None)
 
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if fabric.world_size > 1 else 1
-    memory = default_memory(local) if memory is None else memory // local
     reader = Reader(source, memory, workers, pinned=fabric.device.type == "cuda")
     if newest is None and begin:
         begin(reader, items)

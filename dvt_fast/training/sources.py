@@ -20,9 +20,9 @@ from ..dataset.inputs import Source as File
 from ..dataset.inputs import decode_image, find_sources
 from ..dataset.store import Store
 from ..errors import DvtError, InputError
-from ..images import resize
 from ..progress import Progress, report
 from ..stage1 import decompose
+from .crops import Box, box_of, crop_pixels, crop_semantics
 from .data import Item, Sample, Source, half
 
 if TYPE_CHECKING:
@@ -33,15 +33,14 @@ if TYPE_CHECKING:
 
 
 class RawFeatures:
-    """Raw features of whole images, float16 [h, w, C] each; for several threads, one at a time."""
+    """Raw features of views of images, float16 [h, w, C] each; for several threads, one at a time."""
 
     def __init__(self, vit: ViT):
         self.vit, self._lock = vit, Lock()
 
-    def __call__(self, images: Sequence[tuple[PILImage.Image, bool]], names: Sequence[str]) -> list[np.ndarray]:
-        """Of images, mirrored where the second of the pair says so; names: for messages."""
-        inputs = [self.vit.transform(image) for image, _ in images]
-        inputs = [x.flip(-1) if mirrored else x for x, (_, mirrored) in zip(inputs, images)]
+    def __call__(self, views: Sequence[tuple[PILImage.Image, Box]], names: Sequence[str]) -> list[np.ndarray]:
+        """Of images, each seen through its box; names: for messages."""
+        inputs = [self.vit.to_input(crop_pixels(image, box, self.vit.size)[None])[0] for image, box in views]
         together = len(inputs) if self.vit.device.type == "cuda" else 1
         found: list[np.ndarray] = []
         for start in range(0, len(inputs), together):
@@ -52,7 +51,7 @@ class RawFeatures:
 
 
 class StoredPairs(Source):
-    """The pairs of a dataset. vit: computes raw features where the dataset does not keep them."""
+    """The pairs of a dataset. vit: computes raw features that the dataset does not keep: of crops, and perhaps all."""
 
     def __init__(self, dataset: PairDataset, vit: ViT | None, usable: Sequence[int] | None = None):
         self.dataset, self.raw = dataset, RawFeatures(vit) if vit else None
@@ -61,20 +60,23 @@ class StoredPairs(Source):
         self.names, self.hashes = [record.place for record in records], [str(record.hash) for record in records]
 
     def load(self, items: Sequence[Item]) -> list[Sample]:
-        samples, images = [], []
-        for item, mirrored in items:
+        samples: list[Sample] = []
+        views, places = [], []  # to be computed, and whose they are
+        for place, (item, variant) in enumerate(items):
             raw, semantics = self.dataset.read(self.usable[item])
             target = self._checked(semantics, item, "semantics")
-            if self.raw:
-                images.append((self.dataset.open_image(self.usable[item]), mirrored))
-                samples.append({"target": np.ascontiguousarray(target[:, ::-1]) if mirrored else target})
-            else:
-                assert raw is not None
+            if raw is not None and variant == 0:
                 samples.append({"raw": self._checked(raw, item, "raw"), "target": target})
+                continue
+            assert self.raw is not None
+            box = box_of(self.hashes[item], variant)
+            views.append((self.dataset.open_image(self.usable[item]), box))
+            places.append(place)
+            samples.append({"target": crop_semantics(target, box, self.raw.vit)})
         if self.raw:
-            names = [self.names[item] for item, _ in items]
-            for sample, raw in zip(samples, self.raw(images, names)):
-                sample["raw"] = raw
+            names = [self.names[items[place][0]] for place in places]
+            for place, raw in zip(places, self.raw(views, names)):
+                samples[place]["raw"] = raw
         return samples
 
     def _checked(self, features: np.ndarray, item: int, what: str) -> np.ndarray:
@@ -134,22 +136,32 @@ class ImageFiles:
 
 
 class FreshPairs(Source):
-    """Pairs made when they are asked for, by stage 1 on images."""
+    """Pairs made when they are asked for, by stage 1 on images. memory: bytes of semantics to keep, as every view of
+    an image has its part of the same; those beyond are found again each time."""
 
-    def __init__(self, files: ImageFiles, vit: ViT, how: Mapping[str, Any]):
+    def __init__(self, files: ImageFiles, vit: ViT, how: Mapping[str, Any], memory: int):
         self.files, self.raw, self.how = files, RawFeatures(vit), dict(how)
+        self._room, self._kept, self._lock = memory, dict[int, np.ndarray](), Lock()
         self.names, self.hashes = files.names, files.hashes
 
     def load(self, items: Sequence[Item]) -> list[Sample]:
-        images = [(self.files.open(item), mirrored) for item, mirrored in items]
-        names = [self.names[item] for item, _ in items]
+        views = [(self.files.open(item), box_of(self.hashes[item], variant)) for item, variant in items]
         samples: list[Sample] = []
-        for (image, mirrored), name in zip(images, names):
-            target = half(decompose(image, self.raw.vit, **self.how).semantics, f"{name}: semantics")
-            samples.append({"target": np.ascontiguousarray(target[:, ::-1]) if mirrored else target})
-        for sample, raw in zip(samples, self.raw(images, names)):
+        for (image, box), (item, _) in zip(views, items):
+            samples.append({"target": crop_semantics(self._semantics(item, image), box, self.raw.vit)})
+        for sample, raw in zip(samples, self.raw(views, [self.names[item] for item, _ in items])):
             sample["raw"] = raw
         return samples
+
+    def _semantics(self, item: int, image: PILImage.Image) -> np.ndarray:
+        if item in self._kept:
+            return self._kept[item]
+        found = half(decompose(image, self.raw.vit, **self.how).semantics, f"{self.names[item]}: semantics")
+        with self._lock:
+            if found.nbytes <= self._room and item not in self._kept:
+                self._room -= found.nbytes
+                self._kept[item] = found
+        return found
 
 
 class Pictures(Source):
@@ -160,11 +172,10 @@ class Pictures(Source):
         self.names, self.hashes = files.names, files.hashes
 
     def load(self, items: Sequence[Item]) -> list[Sample]:
-        return [{"pixels": self._pixels(item, mirrored)} for item, mirrored in items]
-
-    def _pixels(self, item: int, mirrored: bool) -> np.ndarray:
-        pixels = resize(self.files.open(item), self.size)
-        return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+        return [
+            {"pixels": crop_pixels(self.files.open(item), box_of(self.hashes[item], variant), self.size)}
+            for item, variant in items
+        ]
 
 
 def examine(check: Callable[[Any], Any], what: Sequence[Any], workers: int, progress: Progress | None) -> list[Any]:

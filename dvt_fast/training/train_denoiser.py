@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -20,7 +22,7 @@ from ..options import choice
 from ..progress import Progress
 from ..views import DEFAULT_PLAN
 from ..vit import ViT
-from .data import Batch, Reader, Source
+from .data import Batch, Reader, Source, share_of_memory
 from .devices import same_device, total
 from .monitor import Watch
 from .run import WORKERS, Summary, read_options, run, session
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from ..views import Plan
 
 FILE = "denoiser.safetensors"
+RATE = 2.0  # learning rate for a batch of 256, by the width: Adam's steps on C x C weights should be as 1 / C
 START_PAIRS = 256  # whose mean artifacts the position embedding starts from
 
 
@@ -70,9 +73,12 @@ def train(
 
     data: a `PairDataset`, or its folder or URL. With on_the_fly: files, folders, patterns or URLs of images; pairs are
     then made with `vit` (a `ViT` or its keyword arguments), `views`, `solver` and `solver_options` when they are
-    needed, and nothing of them is stored on a disk. A dataset that keeps semantics only also needs its images, and the
-    ViT: where they are no longer as it says, images is the folder or URL to find them in, and vit has keyword
-    arguments, such as weights, in place of those in the dataset.
+    needed, and nothing of them is stored on a disk.
+
+    Trained on are also crops of the images, whose raw features the ViT computes (see `crops`). Where the images of a
+    dataset are no longer where they were, images is the folder or URL to find them in, and vit has keyword arguments,
+    such as weights, in place of those in the dataset. With variants=1, whole images alone, a dataset that keeps raw
+    features needs neither.
 
     kind, num_blocks, num_heads: of the `Denoiser`. start: "artifacts" sets its position embedding, before training, to
     minus the mean of raw - semantics over up to 256 images, as Adam's steps are too short to get from zero to what some
@@ -88,19 +94,17 @@ def train(
     whatever ends a training, its last checkpoint stays.
     """
     parsed = read_options(options, device)
-    start = choice("artifacts", "random")("start", start)
+    start, room = choice("artifacts", "random")("start", start), share_of_memory(memory)
     with session(parsed, device, out) as fabric:
         if on_the_fly:
             if vit is None:
                 raise InputError("on_the_fly needs vit, a dvt_fast.ViT or its keyword arguments")
             stage1 = {"views": views, "solver": solver, "seed": parsed.seed, "options": solver_options or {}}
-            pairs = _fresh(data, vit, stage1, fabric, workers, progress)
+            pairs = _fresh(data, vit, stage1, room // 2, fabric, workers, progress)
         else:
             dataset = PairDataset(data, images) if isinstance(data, (str, os.PathLike)) else data
-            if dataset.keep == "both" and (parsed.flip or vit is not None):
-                name = "flip" if parsed.flip else "vit"
-                raise InputError(f"{name} is for a dataset without raw features, or on_the_fly; this one keeps them")
-            pairs = _stored(dataset, vit, fabric, workers, progress)
+            pairs = _stored(dataset, vit, parsed.variants, fabric, workers, progress)
+        parsed = replace(parsed, blr=parsed.blr or RATE / pairs.dim)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(parsed.seed)
             denoiser = Denoiser(pairs.dim, pairs.grid, num_blocks, kind=kind, num_heads=num_heads)
@@ -117,7 +121,7 @@ def train(
         trained = run(
             DenoiserTask(denoiser, fabric.device), pairs.source, parsed, fabric, out,
             {"task": "train", "vit": vit_settings, "dataset": dataset_settings, "denoiser": model},
-            workers=workers, memory=memory, resume=resume, progress=progress, watch=watch, begin=begin,
+            workers=workers, memory=room - pairs.kept, resume=resume, progress=progress, watch=watch, begin=begin,
         )  # fmt: skip
         file = Path(out) / FILE
         if fabric.is_global_zero:
@@ -131,14 +135,15 @@ def train(
 def mean_artifacts(reader: Reader, items: Sequence[int], shape: tuple[int, ...], fabric: Fabric) -> torch.Tensor:
     """The mean of raw - semantics over `items`, of `shape` [h, w, C]; each process reads its share of them."""
     mine = torch.zeros(shape, dtype=torch.float64)
-    for batch in reader.stream([(item, False)] for item in items[fabric.global_rank :: fabric.world_size]):
+    for batch in reader.stream([(item, 0)] for item in items[fabric.global_rank :: fabric.world_size]):
         mine += batch["raw"][0].double() - batch["target"][0].double()
     return total(fabric, mine).cpu() / len(items)
 
 
 @dataclass
 class _Pairs:
-    """What to train on. vit: its description; settings: what the pairs depend on; failed: a line an unusable image."""
+    """What to train on. vit: its description; settings: what the pairs depend on; failed: a line an unusable image;
+    kept: bytes of memory that the source uses."""
 
     source: Source
     grid: tuple[int, int]
@@ -146,14 +151,20 @@ class _Pairs:
     vit: dict[str, Any]
     settings: dict[str, Any]
     failed: list[str]
+    kept: int = 0
 
 
 def _stored(
-    dataset: PairDataset, vit: ViT | Mapping[str, Any] | None, fabric: Fabric, workers: int, progress: Progress | None
+    dataset: PairDataset,
+    vit: ViT | Mapping[str, Any] | None,
+    variants: int,
+    fabric: Fabric,
+    workers: int,
+    progress: Progress | None,
 ) -> _Pairs:
-    """The pairs of a dataset; where it keeps no raw features, those of images that are still there unchanged."""
+    """The pairs of a dataset; where raw features are to be computed, those of images that are still there unchanged."""
     made, grid, dim = dataset.settings, dataset.grid, dataset.dim
-    if dataset.keep == "both":
+    if dataset.keep == "both" and variants == 1:
         return _Pairs(StoredPairs(dataset, None), grid, dim, made["vit"], made, [])
     model = _on_device(
         {**dataset.vit_options, **vit} if isinstance(vit, Mapping) else vit or dataset.vit_options, fabric
@@ -166,7 +177,8 @@ def _stored(
     found = fabric.broadcast(found)
     failed = [fault for fault in found if fault is not None]
     if len(failed) == len(found):
-        raise InputError(f"none of the dataset's {len(found)} source images can be used; the first: {failed[0]}")
+        how = "; variants=1 does without the images" if dataset.keep == "both" else ""
+        raise InputError(f"none of the dataset's {len(found)} source images can be used{how}; the first: {failed[0]}")
     usable = [item for item, fault in enumerate(found) if fault is None]
     return _Pairs(StoredPairs(dataset, model, usable), grid, dim, made["vit"], made, failed)
 
@@ -175,11 +187,12 @@ def _fresh(
     images: Any,
     vit: ViT | Mapping[str, Any],
     stage1: Mapping[str, Any],
+    memory: int,
     fabric: Fabric,
     workers: int,
     progress: Progress | None,
 ) -> _Pairs:
-    """Pairs to be made of images. stage1: views, solver, seed, and options of the solver."""
+    """Pairs to be made of images. stage1: views, solver, seed, and options of the solver. memory: for semantics."""
     model, options = _on_device(vit, fabric), dict(stage1["options"])
     if isinstance(options.get("artifacts"), (str, os.PathLike)):
         options["artifacts"] = ArtifactMap.load(options["artifacts"])  # once, not for each image
@@ -187,7 +200,9 @@ def _fresh(
     made = make_settings(model, **how, coords="center", keep="semantics", dtype="float16")
     files, failed = ImageFiles.find(images, fabric, workers, progress)
     how.update(how.pop("options"))
-    return _Pairs(FreshPairs(files, model, how), model.grid, model.dim, made["vit"], made, failed)
+    memory = min(memory, len(files.files) * math.prod(model.grid) * model.dim * np.dtype(np.float16).itemsize)
+    source = FreshPairs(files, model, how, memory)
+    return _Pairs(source, model.grid, model.dim, made["vit"], made, failed, memory)
 
 
 def _on_device(vit: ViT | Mapping[str, Any], fabric: Fabric) -> ViT:
