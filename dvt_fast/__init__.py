@@ -27,6 +27,8 @@ _NAMES = {
     "PairDataset": "dataset",
     "build_dataset": "dataset",
     "check_dataset": "dataset",
+    "train": "training",
+    "distill": "training",
     "backends": "runtime",
     "set_num_threads": "runtime",
     "get_num_threads": "runtime",
@@ -62,6 +64,8 @@ if TYPE_CHECKING:
     from .stage1 import solve as solve
     from .stage2 import Denoised as Denoised
     from .stage2 import denoise as denoise
+    from .training import distill as distill
+    from .training import train as train
     from .views import Views as Views
     from .views import sample_views as sample_views
     from .vit import ViT as ViT

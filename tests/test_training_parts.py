@@ -136,6 +136,50 @@ def test_held_out_at_least_one():
     assert ordered == sorted(ordered)
 
 
+# Crops
+
+
+def test_boxes_depend_on_content_and_number_alone():
+    many = hashes(100)
+    boxes = [box_of(text, variant) for text in many for variant in (1, 2)]
+    assert boxes == [box_of(text, variant) for text in many for variant in (1, 2)] and len(set(boxes)) == 200
+    assert all(box_of(text, 0) == (0, 0, 1, 1, 0) for text in many)
+    x, y, w, h, mirrored = np.array(boxes).T
+    assert min(x.min(), y.min()) >= 0 and max((x + w).max(), (y + h).max()) <= 1 + 1e-12
+    assert (w * h).min() > 0.3 - 1e-9
+    assert 60 < mirrored.sum() < 140 and set(mirrored) == {0, 1}
+
+
+@pytest.mark.parametrize("mirrored", [0.0, 1.0])
+def test_semantics_of_a_crop(mirrored):
+    """What is linear in the place is known everywhere between the centres of the outer patches."""
+    box = (0.2, 0.3, 0.6, 0.5, mirrored)
+    whole, crop = (view_coords(np.array([b, WHOLE]), (6, 5))[0] for b in (WHOLE, box))
+    field = np.stack([whole[..., 0], whole[..., 1], 2 - 3 * whole[..., 0] + whole[..., 1]], -1)
+    expected = np.stack([crop[..., 0], crop[..., 1], 2 - 3 * crop[..., 0] + crop[..., 1]], -1)
+    found = crop_semantics(field.astype(np.float32), box, (6, 5))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert crop_semantics(field.astype(np.float16), box, (6, 5)).dtype == np.float16
+    assert crop_semantics(field, WHOLE, (6, 5)) is field
+    # nothing is made up beyond them
+    outer = crop_semantics(field.astype(np.float32), (0.0, 0.0, 0.9, 1.0, mirrored), (6, 5))
+    assert field.min() - 1e-5 <= outer.min() and outer.max() <= field.max() + 1e-5
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 4)])
+def test_semantics_of_one_patch(grid):
+    field = np.arange(grid[1] * 2, dtype=np.float32).reshape(*grid, 2)
+    assert np.isfinite(crop_semantics(field, (0.1, 0.2, 0.5, 0.6, 1.0), grid)).all()
+
+
+def test_pixels_of_a_crop():
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    assert (crop_pixels(image, (0.5, 0.25, 0.5, 0.5, 0.0), (20, 30)) == pixels[10:30, 30:]).all()
+    mirrored = crop_pixels(image, (0.5, 0.25, 0.5, 0.5, 1.0), (20, 30))
+    assert (mirrored == pixels[10:30, 30:][:, ::-1]).all() and mirrored.flags.c_contiguous
+
+
 # Options
 
 

@@ -46,8 +46,9 @@ def crop_pixels(image: PILImage.Image, box: Box, size: tuple[int, int]) -> np.nd
     return np.ascontiguousarray(pixels[:, ::-1]) if box[4] else pixels
 
 
-def crop_semantics(semantics: np.ndarray, box: Box, vit: ViT) -> np.ndarray:
+def crop_semantics(semantics: np.ndarray, box: Box, vit: ViT | tuple[int, int]) -> np.ndarray:
     """Semantics [h, w, C] of a whole image at the patches of a crop: bilinear between them, of the same shape and type.
+    vit: the ViT whose patches they are, or, as in `view_coords`, the number of patches that lie side by side.
 
     Crops are axis-aligned, so it is two products with matrices of interpolation weights.
     """
