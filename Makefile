@@ -19,15 +19,18 @@ CXX_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 
 WERROR := -DDVT_FAST_WERROR=ON $(DVT_FAST_CMAKE_ARGS)
 
+ASTRONAUT = $$($(PY) -c 'import skimage; print(skimage.__path__[0])')/data/astronaut.png
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format build clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-demo: $(STAMP)-demo $(NATIVE)  ## install, clean the features of one photo, print where the picture is
-	@dvt-fast decompose "$$($(PY) -c 'import skimage; print(skimage.__path__[0])')/data/astronaut.png" --no-norm --out demo
-	@echo "The picture is $(CURDIR)/demo/astronaut.png"
+demo: $(STAMP)-demo $(NATIVE)  ## install, clean the features of one photo, both ways; print where the pictures are
+	@dvt-fast decompose "$(ASTRONAUT)" --no-norm --out demo
+	@dvt-fast denoise "$(ASTRONAUT)" --stage1 --out demo
+	@echo "The pictures are $(CURDIR)/demo/astronaut.png and astronaut-denoised.png"
 
 test: $(STAMP)-dev lint build  ## install, lint, build with warnings as errors, run every test
 	$(PY) -m pytest

@@ -11,6 +11,8 @@ weights, multiplications, and the time of one frame, all kinds interleaved.
 `storage`: the block trained on what each way of storing leaves: bytes an image against float32 raw + denoised, and the
 cosine it leads to, with and without views of the images beside the whole ones.
 
+Runs that --work holds already, finished, are not made again.
+
     python benchmarks/denoiser.py [compare] [storage] [--steps 1000] [--work folder] [--json results.json]
 """
 
@@ -19,7 +21,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,14 +107,13 @@ def compare(work: Path, steps: int, kinds: list[str], seeds: int) -> dict:
         rows["ArtifactMap, 20 images"] = test.score(known.subtract(test.raw))
         for kind in kinds:
             for seed in range(seeds if kind == "block" else 1):
-                start = time.perf_counter()
                 run = work / f"run-{kind}-norm={norm}-{seed}"
                 result = train(
                     dataset, run, kind=kind, steps=steps, batch=BATCH, variants=VARIANTS, seed=seed, every=steps
                 )
                 made[kind] = Denoiser.from_checkpoint(result.file)
                 name = kind if seed == 0 else f"{kind}, seed {seed}"
-                rows[name] = test.score(denoised(made[kind], test.raw)) | {"train_seconds": time.perf_counter() - start}
+                rows[name] = test.score(denoised(made[kind], test.raw))
                 _show(norm, name, rows[name])
         for name, row in rows.items():
             if name in ("raw", "stage 1", "ArtifactMap, 20 images"):
@@ -163,15 +163,15 @@ def storage(work: Path, steps: int) -> dict:
     ways = [("both", "float16", 1), ("semantics", "float16", 1), ("semantics", "int8", 1)]
     ways += [("semantics", "float16", VARIANTS), ("semantics", "int8", VARIANTS)]
     for keep, dtype, variants in ways:
-        dataset = pairs(work, f"train-{keep}-{dtype}", train_images, False, keep=keep, dtype=dtype)
+        name = "train" if (keep, dtype) == ("semantics", "float16") else f"train-{keep}-{dtype}"
+        dataset = pairs(work, name, train_images, False, keep=keep, dtype=dtype)
         size = float(np.mean([record.file_bytes for record in dataset.records]))
-        start = time.perf_counter()
         run = work / f"run-{keep}-{dtype}-{variants}"
         result = train(
             dataset, run, steps=steps, batch=BATCH, variants=variants, every=max(1, steps // 5), patience=steps
         )
         row = test.score(denoised(Denoiser.from_checkpoint(result.file), test.raw))
-        row |= {"bytes": size, "times_smaller": reference / size, "train_seconds": time.perf_counter() - start}
+        row |= {"bytes": size, "times_smaller": reference / size}
         del row["each"]
         name = f"{keep}, {dtype}, " + ("whole images" if variants == 1 else f"{variants} views of each image")
         out[name] = row

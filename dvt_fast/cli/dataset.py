@@ -52,8 +52,8 @@ def command(
     ] = "dataset",
     keep: Annotated[
         Keep,
-        typer.Option(metavar="PARTS", help="both, or semantics alone: half the space, and training runs the ViT."),
-    ] = Keep.both,
+        typer.Option(metavar="PARTS", help="semantics alone, or both, with the raw features: twice the space, and images need not stay."),
+    ] = Keep.semantics,
     dtype: Annotated[
         Dtype, typer.Option(metavar="NAME", help="float16, or int8 with a scale for each token.")
     ] = Dtype.float16,

@@ -71,7 +71,7 @@ def build_dataset(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
     coords: str = "center",
-    keep: str = "both",
+    keep: str = "semantics",
     dtype: str = "float16",
     engine: str = "local",
     address: str | None = None,
@@ -88,7 +88,7 @@ def build_dataset(
 
     images: files, folders, patterns, and URLs of fsspec; the workers must reach them. out: a folder or a URL.
     vit: the keyword arguments of `dvt_fast.ViT`. views, solver, options, seed, coords: as `decompose` takes them.
-    keep: "both", or "semantics" alone (half the space; the raw features are then computed again when they are needed).
+    keep: "semantics" alone (raw features are computed again when training needs them), or "both".
     dtype: "float16", or "int8" with a float32 scale for each token.
 
     engine: "local", processes of this machine, or "ray", actors on the cluster at `address`. workers: how many; None is
