@@ -65,7 +65,9 @@ class Store:
         try:
             header, arrays = read_safetensors(self.path(step), FORMAT, VERSION)
         except InputError as error:
-            raise InputError(f"{error}; without this file training goes on from the checkpoint before") from None
+            if "not a readable" in str(error):
+                raise InputError(f"{error}; without this file training goes on from the checkpoint before") from None
+            raise
         return header, arrays
 
     def write(self, step: int, arrays: Mapping[str, np.ndarray], keep: Collection[int], **header: Any) -> Path:

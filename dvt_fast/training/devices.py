@@ -35,7 +35,8 @@ def default_precision(device: str) -> str:
     """fp32 on the CPU; on CUDA bf16 where the device has it, else fp16."""
     if not device.startswith("cuda"):
         return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    has = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if has else "fp16"
 
 
 def launch(device: str, precision: str) -> Fabric:
