@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,6 +16,9 @@ from lightning_fabric.plugins.precision import MixedPrecision, Precision
 from lightning_fabric.strategies import DDPStrategy
 
 from ..errors import InputError
+
+# How long processes wait for one another: the first one looks through a million images before training begins.
+PATIENCE = timedelta(days=1)
 
 
 class Autocast(MixedPrecision):
@@ -62,7 +66,7 @@ def launch(device: str, precision: str) -> Fabric:
         accelerator=kind,
         devices=local,
         num_nodes=int(os.environ["WORLD_SIZE"]) // local,
-        strategy=DDPStrategy(process_group_backend="nccl" if kind == "cuda" else "gloo"),
+        strategy=DDPStrategy(process_group_backend="nccl" if kind == "cuda" else "gloo", timeout=PATIENCE),
         plugins=[plugin, TorchElasticEnvironment()],
     )
     fabric.launch()
