@@ -1,5 +1,6 @@
 """Fixtures that several tests share."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,32 @@ def one_torch_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def dataset_photos(tmp_path_factory) -> Path:
+    """12 distinct images, a duplicate, a second one of the first's name, and one that is none. Not to be changed."""
+    from dataset_samples import make_photos
+
+    return make_photos(tmp_path_factory.mktemp("images") / "photos")
+
+
+@pytest.fixture(scope="session")
+def finished_dataset(dataset_photos, tmp_path_factory) -> Path:
+    """A dataset of `dataset_photos`. Not to be changed."""
+    from dataset_samples import build
+
+    out = tmp_path_factory.mktemp("finished") / "out"
+    build(dataset_photos, out)
+    return out
+
+
+@pytest.fixture
+def dataset_copies(dataset_photos, tmp_path) -> tuple[Path, Path]:
+    """A copy of `dataset_photos`, and its dataset: both to be changed."""
+    from dataset_samples import build
+
+    images, out = tmp_path / "photos", tmp_path / "out"
+    shutil.copytree(dataset_photos, images)
+    build(images, out)
+    return images, out

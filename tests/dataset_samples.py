@@ -17,7 +17,9 @@ from PIL import Image
 from dvt_fast import build_dataset
 
 TINY = {"name": "vit_tiny_patch16_224", "weights": "random", "size": 64}
-TINY_ARGUMENTS = ["--vit", "vit_tiny_patch16_224", "--weights", "random", "--size", "64", "--views", "realtime"]
+TINY_ARGUMENTS = [
+    "--vit", "vit_tiny_patch16_224", "--weights", "random", "--size", "64", "--views", "realtime", "--keep", "both"
+]  # fmt: skip
 
 
 def make_photos(folder: Path, count: int = 12) -> Path:
@@ -34,10 +36,9 @@ def make_photos(folder: Path, count: int = 12) -> Path:
 
 
 def build(images, out, workers=0, **options):
-    """`build_dataset` with the small ViT and few views, in this process, with short waits for the storage."""
-    return build_dataset(
-        images, out, TINY, **({"views": "realtime", "workers": workers, "storage_retries": 1} | options)
-    )
+    """`build_dataset` with the small ViT, few views and both parts, in this process, with one retry of the storage."""
+    defaults = {"views": "realtime", "keep": "both", "workers": workers, "storage_retries": 1}
+    return build_dataset(images, out, TINY, **(defaults | options))
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -73,6 +74,7 @@ class S3:
 
     def start(self):
         """Where it was before, with what it held."""
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=self._port, verbose=False)
         self._server.start()
         self._port = self._server.get_host_and_port()[1]
@@ -127,11 +129,11 @@ class S3:
         handler = logging.Handler()
         handler.emit = lambda record: seen.append(re.search(r"[A-Z]{3,} /\S*", record.getMessage())[0])
         logger = logging.getLogger("werkzeug")
-        before = logger.level
+        before = logger.handlers, logger.level, logger.propagate
+        logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
         try:
             yield seen
         finally:
-            logger.removeHandler(handler)
-            logger.setLevel(before)
+            logger.handlers, _, logger.propagate = before
+            logger.setLevel(before[1])

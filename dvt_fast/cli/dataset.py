@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
+import sys
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,7 +54,10 @@ def command(
     ] = "dataset",
     keep: Annotated[
         Keep,
-        typer.Option(metavar="PARTS", help="semantics alone, or both, with the raw features: twice the space, and images need not stay."),
+        typer.Option(
+            metavar="PARTS",
+            help="semantics alone, or both, with the raw features: twice the space, and images need not stay.",
+        ),
     ] = Keep.semantics,
     dtype: Annotated[
         Dtype, typer.Option(metavar="NAME", help="float16, or int8 with a scale for each token.")
@@ -107,7 +112,8 @@ def command(
         common.check_backends()
         from ..dataset import build_dataset
 
-        with Tally() as tally:
+        # What libraries print (Ray, of a node that died) must not mix with the result.
+        with Tally() as tally, contextlib.redirect_stdout(sys.stderr):
             summary = build_dataset(
                 paths or [],
                 out,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..artifact_map import ArtifactMap
-from ..errors import DvtError, InputError
+from ..errors import DvtError, InputError, OutputError
 from ..extras import require
 from ..options import whole
 from ..progress import Progress, report
@@ -130,9 +130,10 @@ def build_dataset(
                         made.add(outcome.facts["hash"])
                     report(progress, done, len(tasks), "images")
                     table.save_now_and_then(save_every)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(DvtError):  # what ended the run is the one to be told
-                table.save()
+                if not isinstance(error, OutputError):
+                    table.save()
                 table.clean(prune=False)
             raise
         table.save()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -29,9 +30,12 @@ def connected(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     try:
+        if port.isdecimal():  # Ray itself would try a wrong address for ten minutes
+            socket.create_connection((host, int(port)), 10).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise InputError(f"no Ray cluster at {address or 'this machine'}: {' '.join(str(error).split())}") from None
     try:
         yield ray
@@ -71,8 +75,7 @@ def run_actors(
         scheduling_strategy="SPREAD",
         runtime_env={"env_vars": {"OMP_NUM_THREADS": str(job.threads), "OPENBLAS_NUM_THREADS": str(job.threads)}},
     )(_Actor)
-    common = ray.put(job)
-    actors = [actor_class.remote(common, device) for _ in range(workers)]
+    actors = [actor_class.remote(job, device) for _ in range(workers)]
     waiting, deaths = iter(tasks), dict[int, int]()
     again: deque[Task] = deque()
     free: list[Any] = []

@@ -189,7 +189,8 @@ def _cause(exit_code: int | None) -> str:
 
 
 def _no_start(exit_code: int | None) -> str:
-    return (
-        f"the workers die as they start ({_cause(exit_code)}); a script that calls build_dataset needs "
-        "`if __name__ == '__main__':` around it, as its workers import it"
-    )
+    if exit_code is not None and exit_code < 0:
+        hint = "is there memory for so many?"
+    else:
+        hint = "a script that calls build_dataset needs `if __name__ == '__main__':` around it, as they import it"
+    return f"the workers die as they start ({_cause(exit_code)}): {hint}"

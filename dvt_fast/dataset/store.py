@@ -40,6 +40,10 @@ class Unreachable(InputError):
     """A read that failed for the storage's sake, after every retry: the next file would fare no better."""
 
 
+class Absent(InputError):
+    """A read of a file that is not there."""
+
+
 class Store:
     """Files by name under one URL.
 
@@ -81,7 +85,7 @@ class Store:
             system, root = self._remote()
             return self._insist(lambda: system.cat_file(f"{root}/{name}"))
         except FileNotFoundError:
-            raise InputError(f"{self.locate(name)}: no such file") from None
+            raise Absent(f"{self.locate(name)}: no such file") from None
         except Exception as error:
             raise self._read_error(name, error) from None
 
@@ -89,12 +93,8 @@ class Store:
         """The content of a file, or None where there is none."""
         try:
             return self.read(name)
-        except Unreachable:
-            raise
-        except InputError as error:
-            if str(error) == f"{self.locate(name)}: no such file":
-                return None
-            raise
+        except Absent:
+            return None
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all. Raises `OutputError`."""

@@ -40,7 +40,7 @@ class Table:
             earlier = {row.place: row for row in rows if row.state != "failed"}
         if content is None:
             store.write(settings.FILE, settings.to_bytes(made_with, vit_options))
-        sizes = store.list(FOLDER) if content is not None else {}
+        sizes = store.list(FOLDER) if earlier else {}
 
         def whole(row: Record) -> bool:
             return sizes.get(row.file) == row.file_bytes
