@@ -173,7 +173,8 @@ def test_ctrl_c_stops_at_once_and_leaves_nothing_behind(start, photos, undisturb
     assert time.monotonic() - begin < 5
     assert (process.returncode, out, err) == (130, "", "stopped; the same command goes on from here\n")
     wait_for(lambda: not any(map(alive, started)), seconds=5)
-    assert len(PairDataset(tmp_path / "out")) >= 3  # what was done is in the manifest
+    # what was done is in the manifest, but for what the two workers had no time to say
+    assert len(PairDataset(tmp_path / "out")) >= len(pairs_in(tmp_path / "out")) - 2 > 0
     assert not list((tmp_path / "out").rglob(".*"))
     build(photos, tmp_path / "out")
     assert content(tmp_path / "out") == undisturbed
