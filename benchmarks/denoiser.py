@@ -119,6 +119,8 @@ def compare(work: Path, steps: int, kinds: list[str], seeds: int) -> dict:
         for name, row in rows.items():
             if name in ("raw", "stage 1", "ArtifactMap, 20 images"):
                 _show(norm, name, row)
+            if "block" not in rows:
+                continue
             gain = rows["block"]["each"] - row["each"]
             draws = np.random.default_rng(1).integers(0, len(gain), (1000, len(gain)))
             row["block_leads_by"] = float(gain.mean())
@@ -161,18 +163,19 @@ def storage(work: Path, steps: int) -> dict:
     test = Test(pairs(work, "test", test_images, False))
     out: dict = {}
     reference = 2 * 4 * test.raw[0].size
-    ways = [("both", "float16", 1), ("semantics", "int8", 1), ("semantics", "int8", VARIANTS)]
-    for keep, dtype, variants in ways:
-        dataset = pairs(work, f"train-{keep}-{dtype}", train_images, False, keep=keep, dtype=dtype)
+    whole = {"variants": 1, "every": max(1, steps // 5), "patience": steps}  # the best of five: it is overfitted later
+    crops = {"variants": VARIANTS, "every": steps}
+    for keep, dtype, how in (("both", "float16", whole), ("semantics", "float16", crops), ("semantics", "int8", crops)):
+        shared = keep == "semantics" and dtype == "float16"  # with `compare`, as is its training
+        name = "train" if shared else f"train-{keep}-{dtype}"
+        dataset = pairs(work, name, train_images, False, keep=keep, dtype=dtype)
         size = float(np.mean([record.file_bytes for record in dataset.records]))
-        run = work / f"run-{keep}-{dtype}-{variants}"
-        result = train(
-            dataset, run, steps=steps, batch=BATCH, variants=variants, every=max(1, steps // 5), patience=steps
-        )
+        run = work / ("run-block-norm=False-0" if shared else f"run-{keep}-{dtype}-{how['variants']}")
+        result = train(dataset, run, steps=steps, batch=BATCH, **how)
         row = test.score(denoised(Denoiser.from_checkpoint(result.file), test.raw))
         row |= {"bytes": size, "times_smaller": reference / size}
         del row["each"]
-        name = f"{keep}, {dtype}, " + ("whole images" if variants == 1 else f"{variants} views of each image")
+        name = f"{keep}, {dtype}, " + ("whole images" if how is whole else f"{VARIANTS} views of each image")
         out[name] = row
         print(f"{name:42} {size / 1e3:6.1f} kB an image, {reference / size:.2f} times smaller, "
               f"cosine {row['cosine']:.4f}", flush=True)  # fmt: skip
