@@ -1,4 +1,4 @@
-"""Files of denoisers: ours and the reference's, in every wrapping; names on the hub; and what is refused."""
+"""Files of denoisers: ours and the reference's, in every wrapping; and what is refused."""
 
 import json
 import shutil
@@ -6,13 +6,12 @@ import shutil
 import numpy as np
 import pytest
 
-from dvt_fast import files, hub
+from dvt_fast import files
 from dvt_fast import vit as vit_module
 from dvt_fast.errors import InputError, NonFiniteError, OutputError, WeightsError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
-huggingface_hub = pytest.importorskip("huggingface_hub")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 from safetensors import safe_open  # noqa: E402
 
@@ -21,6 +20,8 @@ from dvt_fast.denoiser.checkpoint import load_denoiser  # noqa: E402
 from dvt_fast.vit import ViT  # noqa: E402
 
 DIM, GRID = 64, (6, 6)
+SEEN = {"name": "a", "weights": "random, seed 0", "size": [48, 48], "stride": [8, 8], "layer": 3, "norm": "none",
+        "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}  # fmt: skip
 
 # These inputs are so small that more threads only wait for one another.
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -50,7 +51,7 @@ def assert_same(a, b):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_goes_through_a_file(kind, num_blocks, tmp_path):
     denoiser = made(DIM, (3, 5), num_blocks, kind=kind, num_heads=4)
-    denoiser.meta = {"vit": {"name": "a", "layer": 3}, "training": {"steps": 7, "loss": [0.5, 0.25]}}
+    denoiser.meta = {"vit": SEEN, "training": {"steps": 7, "loss": [0.5, 0.25]}}
     denoiser.save(tmp_path / "d.safetensors")
     loaded = Denoiser.from_checkpoint(str(tmp_path / "d.safetensors"))
     assert_same(denoiser, loaded)
@@ -78,7 +79,7 @@ def test_types(dtype, tolerance, tmp_path):
 def test_what_version_1_looks_like(tmp_path):
     """Files out there stay readable only while nothing of this changes."""
     denoiser = made(DIM, (3, 5), 2, num_heads=4)
-    denoiser.meta = {"vit": {"name": "a"}, "training": {"steps": 7}}
+    denoiser.meta = {"vit": SEEN, "training": {"steps": 7}}
     denoiser.save(tmp_path / "d")
     with safe_open(tmp_path / "d", "pt") as file:
         header, keys = json.loads(file.metadata()["dvt_fast"]), set(file.keys())
@@ -90,7 +91,7 @@ def test_what_version_1_looks_like(tmp_path):
         "grid": [3, 5],
         "num_blocks": 2,
         "num_heads": 4,
-        "vit": {"name": "a"},
+        "vit": SEEN,
         "training": {"steps": 7},
     }
     parts = ("norm1", "norm2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
@@ -105,6 +106,10 @@ def test_what_is_not_saved(tmp_path):
     with torch.no_grad():
         denoiser.pos_embed[0, 0, 0] = 1e5
     denoiser.to_bytes("bfloat16")
+    denoiser.meta = {"vit": without(SEEN, "size")}
+    with pytest.raises(InputError, match=r"meta\['vit'\] lacks size: give what ViT.describe\(\) says"):
+        denoiser.save(tmp_path / "d")
+    denoiser.meta = {}
     with pytest.raises(NonFiniteError, match="pos_embed holds numbers too large for float16: save as float32"):
         denoiser.save(tmp_path / "d", "float16")
     with torch.no_grad():
@@ -277,12 +282,21 @@ def test_every_cut_of_our_file_is_refused(tmp_path):
         ({"dim": 32}, r"denoiser\.attn\.proj\.bias \(expected \[32\], got \[64\]\)"),
         ({"dim": "64"}, "dim must be an int"),
         ({"dim": 10**12}, "what it describes is no denoiser"),
+        ({"dim": 10**6}, r"denoiser\.attn\.proj\.bias \(expected \[1000000\], got \[64\]\)"),
+        ({"grid": [10**4, 10**5]}, r"pos_embed \(expected \[1, 1000000000, 64\], got \[1, 36, 64\]\)"),
+        ({"grid": [10**30, 1]}, "what it describes is no denoiser"),
+        ({"grid": [2**32, 2**31], "kind": "rotary"}, "what it describes is no denoiser"),
         ({"num_blocks": 2}, r"missing denoiser\.0"),
+        ({"num_blocks": 10**9}, "says that it has 1000000000 blocks, and holds 13 tensors"),
+        ({"num_blocks": 10**9, "kind": "map"}, "says that it has 1000000000 blocks"),
         ({"num_heads": 5}, "num_heads must divide dim"),
         ({"grid": [5, 5]}, r"pos_embed \(expected \[1, 25, 64\], got \[1, 36, 64\]\)"),
         ({"grid": 36}, "metadata does not describe a dvt_fast.denoiser of version 1"),
         ({"grid": [6, 6.0]}, "grid must be an int or a pair"),
         ({"vit": "dvt_mini"}, "metadata does not describe"),
+        ({"vit": without(SEEN, "size", "mean")}, "what it says of the ViT it is for lacks size, mean$"),
+        ({"vit": SEEN | {"weights": None}}, "what it says of the ViT it is for lacks weights$"),
+        ({"vit": {}}, "what it says of the ViT it is for lacks name, weights, size"),
         (None, "metadata does not describe"),
         ("[]", "metadata does not describe"),
         ("{", "metadata does not describe"),
@@ -386,52 +400,6 @@ def test_load_denoiser_that_comes_with_the_mini(norm, name, tmp_path, monkeypatc
 def test_no_denoiser_comes_with_other_vits(vit):
     with pytest.raises(InputError, match="no denoiser comes with test_vit: give a file, or one of voc_denoised"):
         load_denoiser(None, vit)
-
-
-# By name
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """Puts a file where the hub's client keeps what it has fetched; asking the network is a failure."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(hub, "_reachable", lambda endpoint: pytest.fail("the network was asked for a cached file"))
-    folder = tmp_path / "hub" / "models--jjiaweiyang--DVT"
-
-    def put(file):
-        path = folder / "snapshots" / ("0" * 40) / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (folder / "refs").mkdir(exist_ok=True)
-        (folder / "refs" / "main").write_text("0" * 40)
-        return path
-
-    return put
-
-
-@pytest.mark.parametrize("folder", ["voc_denoised", "imgnet_denoised"])
-def test_published_denoisers_by_name(folder, cache):
-    vit = ViT("test_vit", weights="random")
-    denoiser, file = made(vit.dim), f"{folder}/test_vit.r160_in1k.pth"
-    torch.save({"denoiser": denoiser.state_dict(), "step": 1}, cache(file))
-    assert_same(Denoiser.from_pretrained("jjiaweiyang/DVT", file), denoiser)
-    assert_same(load_denoiser(folder, vit), denoiser)
-    assert_same(load_denoiser(f"hf://jjiaweiyang/DVT/{file}", vit), denoiser)
-    for options in ({"layer": 2}, {"norm": False}):
-        with pytest.raises(InputError, match=f"{folder} is for the last block after the final norm: use layer=-1"):
-            load_denoiser(folder, ViT("test_vit", weights="random", **options))
-
-
-def test_names_that_have_no_denoiser(cache, monkeypatch):
-    vit = ViT("test_vit", weights="random")
-    with pytest.raises(InputError, match="voc_distilled is a ViT that needs no denoiser"):
-        load_denoiser("voc_distilled", vit)
-    with pytest.raises(WeightsError, match="there is no voc_denoised for 'dvt_mini'"):
-        load_denoiser("voc_denoised", ViT("dvt_mini"))
-    monkeypatch.setattr(hub, "_reachable", lambda endpoint: False)
-    with pytest.raises(WeightsError, match=r"no network: .* hf://jjiaweiyang/DVT/voc_denoised/test_vit.*: give the"):
-        load_denoiser("voc_denoised", vit)
-    with pytest.raises(WeightsError, match=r"no network: .* hf://jjiaweiyang/DVT/a\.pth: give the path of a file"):
-        Denoiser.from_pretrained("jjiaweiyang/DVT", "a.pth")
 
 
 def test_a_denoiser_and_a_vit_are_not_taken_for_one_another(tmp_path, vit):

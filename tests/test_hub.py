@@ -1,4 +1,4 @@
-"""Weights by name: from a cache of the hub made here, from a small hub on this machine, and with no network at all."""
+"""Weights of ViTs and denoisers by name: from a cache of the hub made here, from a small hub, and with no network."""
 
 import copy
 import http.server
@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from dvt_fast import hub
+from dvt_fast import hub, vit_weights
 from dvt_fast import vit as vit_module
-from dvt_fast.errors import WeightsError
+from dvt_fast.errors import InputError, WeightsError
 from dvt_fast.vit import ViT
 
 torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 huggingface_hub = pytest.importorskip("huggingface_hub")
 safetensors_torch = pytest.importorskip("safetensors.torch")
+
+from dvt_fast.denoiser import Denoiser, load_denoiser  # noqa: E402
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -121,6 +123,33 @@ def test_other_names_that_cannot_be(cache):
     with pytest.raises(WeightsError, match=r"could not get hf://some one/v!ts/w\.pth \(HFValidationError") as caught:
         ViT("test_vit", weights="hf://some one/v!ts/w.pth")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", ["voc_denoised", "imgnet_denoised"])
+def test_published_denoisers_by_name(folder, cache, vit):
+    state, file = Denoiser(vit.dim, (6, 6)).state_dict(), f"{folder}/test_vit.r160_in1k.pth"
+    torch.save({"denoiser": state, "step": 1}, cache("jjiaweiyang/DVT", file))
+    for loaded in (
+        Denoiser.from_pretrained("jjiaweiyang/DVT", file),
+        load_denoiser(folder, vit),
+        load_denoiser(f"hf://jjiaweiyang/DVT/{file}", vit),
+    ):
+        assert vit_weights.fingerprint(loaded.state_dict()) == vit_weights.fingerprint(state)
+    for options in ({"layer": 2}, {"norm": False}):
+        with pytest.raises(InputError, match=f"{folder} is for the last block after the final norm: use layer=-1"):
+            load_denoiser(folder, ViT("test_vit", weights="random", **options))
+
+
+def test_names_that_have_no_denoiser(cache, monkeypatch, vit):
+    with pytest.raises(InputError, match="voc_distilled is a ViT that needs no denoiser"):
+        load_denoiser("voc_distilled", vit)
+    with pytest.raises(WeightsError, match="there is no voc_denoised for 'dvt_mini'"):
+        load_denoiser("voc_denoised", ViT("dvt_mini"))
+    monkeypatch.setattr(hub, "_reachable", lambda endpoint: False)
+    with pytest.raises(WeightsError, match=r"no network: .* hf://jjiaweiyang/DVT/voc_denoised/test_vit.*: give the"):
+        load_denoiser("voc_denoised", vit)
+    with pytest.raises(WeightsError, match=r"no network: .* hf://jjiaweiyang/DVT/a\.pth: give the path of a file"):
+        Denoiser.from_pretrained("jjiaweiyang/DVT", "a.pth")
 
 
 def test_a_damaged_file_in_the_cache(cache):

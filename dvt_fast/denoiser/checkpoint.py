@@ -28,6 +28,9 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 # What two ViTs must share for one denoiser to serve both, at any size; the weights last, being those of this layer.
 SAME = ("name", "layer", "norm", "weights")
+# What a file that says which ViT it is for must say of it: enough to check one, and to build it.
+VIT = {"name": str, "weights": str, "size": list, "stride": list, "layer": int, "norm": str, "mean": list, "std": list}
+FEW_BLOCKS = 16  # so many may be told of by a file of fewer tensors: of kind "map", they hold none
 _OTHERWISE = "give the path of a file"
 _WRAPPERS = ("denoiser", "state_dict", "model", "module", "model_state_dict")
 _PREFIXES = ("module.", "model.", "_orig_mod.")
@@ -39,9 +42,12 @@ def pack(denoiser: Denoiser, dtype: str) -> bytes:
 
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    header = {"format": FORMAT, "version": VERSION, "kind": denoiser.kind, "dim": denoiser.dim}
+    header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "kind": denoiser.kind, "dim": denoiser.dim}
     header |= {"grid": list(denoiser.grid), "num_blocks": denoiser.num_blocks, "num_heads": denoiser.num_heads}
     header |= {"vit": denoiser.meta.get("vit"), "training": denoiser.meta.get("training")}
+    lacking = _lacking(header["vit"])
+    if lacking:
+        raise InputError(f"meta['vit'] lacks {lacking}: give what ViT.describe() says, or None")
     state = {}
     for name, value in denoiser.state_dict().items():
         if not value.isfinite().all():
@@ -73,7 +79,7 @@ def read(
         state = {key: value for key, value in state.items() if not key.startswith("vit.")}
         config, meta = _inferred(state, grid, path), {}
         config["num_heads"] = num_heads
-    misfit = vit_weights.misfits(state, _expected(config, path))
+    misfit = vit_weights.misfits(state, _expected(config, len(state), path))
     if misfit:
         raise WeightsError(f"{path}: does not fit a denoiser of kind {config['kind']!r}: {'; '.join(misfit)}")
     infinite = [key for key, value in state.items() if not value.isfinite().all()]
@@ -110,11 +116,16 @@ def load_denoiser(spec: str | os.PathLike[str] | None, vit: ViT) -> Denoiser:
         spec = hub.published(str(spec), vit.name)
     elif spec in hub.DISTILLED:
         raise InputError(f"{spec} is a ViT that needs no denoiser: give it as the weights of the ViT")
-    if isinstance(spec, str) and spec.startswith(hub.SCHEME):
-        spec = hub.fetch(spec, _OTHERWISE)
-    denoiser = Denoiser.from_checkpoint(spec)
+    denoiser = Denoiser.from_checkpoint(local(spec))
     denoiser.check(vit)
     return denoiser.to(vit.device)
+
+
+def local(spec: str | os.PathLike[str]) -> Path:
+    """The path of a file that is given by its path, or by its name on the hub, "hf://..."."""
+    if isinstance(spec, str) and spec.startswith(hub.SCHEME):
+        return hub.fetch(spec, _OTHERWISE)
+    return Path(spec)
 
 
 def download(repo: str, file: str) -> Path:
@@ -142,7 +153,15 @@ def _described(text: str, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         meta = {key: dict(header[key]) for key in ("vit", "training") if header[key] is not None}
     except (ValueError, KeyError, TypeError):
         raise unclear from None
+    lacking = _lacking(meta.get("vit"))
+    if lacking:
+        raise WeightsError(f"{path}: what it says of the ViT it is for lacks {lacking}")
     return config, meta
+
+
+def _lacking(vit: dict[str, Any] | None) -> str:
+    """Which of `VIT` a description lacks, or has of another type; "" for none, and where there is no description."""
+    return "" if vit is None else ", ".join(key for key, kind in VIT.items() if not isinstance(vit.get(key), kind))
 
 
 def _inferred(state: dict[str, torch.Tensor], grid: tuple[int, int] | None, path: Path) -> dict[str, Any]:
@@ -166,13 +185,21 @@ def _inferred(state: dict[str, torch.Tensor], grid: tuple[int, int] | None, path
     return config | {"grid": grid or (side, side)}
 
 
-def _expected(config: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
-    """The state dict of a denoiser, shapes only."""
+def _expected(config: dict[str, Any], held: int, path: Path) -> dict[str, torch.Tensor]:
+    """The state dict of a denoiser, shapes only: sizes take no memory here, but each block takes time.
+
+    held: how many tensors the file holds, which bounds the number of blocks.
+    """
     from .model import Denoiser
 
+    blocks = config["num_blocks"]
+    if isinstance(blocks, int) and blocks > max(held, FEW_BLOCKS):
+        raise WeightsError(f"{path}: says that it has {blocks} blocks, and holds {held} tensors")
     try:
         with torch.device("meta"):
-            return Denoiser(**config).state_dict()
+            denoiser = Denoiser(**config)
+            torch.empty(denoiser.grid)  # of this size, some kinds have no tensor
+            return denoiser.state_dict()
     except InputError as error:
         raise WeightsError(f"{path}: {error}") from None
     except (TypeError, RuntimeError) as error:  # a header of other types, or of sizes beyond any tensor
