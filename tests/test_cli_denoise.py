@@ -198,6 +198,26 @@ def test_what_fails_for_every_image_is_one_line(run, photos, model, tmp_path, ar
     assert not (tmp_path / "out").exists() or not os.listdir(tmp_path / "out")
 
 
+def test_a_denoiser_that_says_too_little_of_its_vit(run, photos, model):
+    data = model.read_bytes()
+    told = data.replace(b'\\"size\\"', b'\\"sise\\"')
+    assert told != data
+    model.write_bytes(told)
+    expected = "error: model.safetensors: what it says of the ViT it is for lacks size\n"
+    assert run(photos, "--denoiser", "model.safetensors") == (1, "", expected)
+
+
+@pytest.mark.parametrize(
+    "option, published",
+    [("--weights", "voc_distilled or imgnet_distilled"), ("--denoiser", "voc_denoised or imgnet_denoised")],
+)
+def test_help_says_which_names_there_are(run, monkeypatch, option, published):
+    monkeypatch.setenv("COLUMNS", "400")
+    code, out, _ = run("--help")
+    (line,) = [line for line in out.splitlines() if option in line.split()]
+    assert code == 0 and "hf://OWNER/REPO/path" in line and published in line
+
+
 @pytest.mark.parametrize(
     "args, message",
     [

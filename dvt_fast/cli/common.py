@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import hub
 from ..errors import DvtError, InputError
 from ..extras import require
 from ..runtime import backends, set_num_threads
@@ -33,7 +34,12 @@ Name = Annotated[
 ]
 Weights = Annotated[
     str | None,
-    _vit(metavar="FILE", help="Local weights: .safetensors, or a torch checkpoint.", show_default="timm's"),
+    _vit(
+        metavar="FILE",
+        help=f"A file (.safetensors, or a torch checkpoint), {hub.SCHEME}OWNER/REPO/path, or those that the authors of "
+        f"DVT published: {' or '.join(hub.DISTILLED)}.",
+        show_default="timm's",
+    ),
 ]
 Size = Annotated[
     str | None,
@@ -59,6 +65,12 @@ SolverOption = Annotated[
 
 Threads = Annotated[int, typer.Option(metavar="N", help="Processor threads; 0 is all of them.", min=0)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether the command line says the parameter `name`, be it with the value that is the default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def vit_options(

@@ -36,8 +36,8 @@ def command(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="A trained denoiser: a file, hf://OWNER/REPOSITORY/FILE, or a published one by name: "
-            f"{', '.join(hub.DENOISERS)}.",
+            help=f"A trained denoiser: a file, {hub.SCHEME}OWNER/REPO/path, or one that the authors of DVT published: "
+            f"{' or '.join(hub.DENOISERS)}.",
             show_default=f"that of {MINI}",
         ),
     ] = None,
@@ -71,7 +71,7 @@ def command(
     names = [*(paths or ()), *(image or ())]
     if not names:
         raise typer.BadParameter("expected at least one image, folder or pattern", param_hint="PATHS")
-    given = {name for name in inspect.signature(command).parameters if _is_given(context, name)}
+    given = {name for name in inspect.signature(command).parameters if common.is_given(context, name)}
     for name in ("views", "solver", "seed", "option"):
         if name in given and not stage1:
             raise typer.BadParameter("is an option of stage 1: give --stage1, too", param_hint=f"--{name}")
@@ -112,22 +112,14 @@ def command(
     )
 
 
-def _is_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
 def _trained_for(spec: str | None, vit: str) -> Mapping[str, Any]:
     """What `ViT.describe` said of the ViT that a denoiser was trained for; empty where its file does not say."""
     from ..denoiser import Denoiser
-    from ..denoiser.checkpoint import ASSETS
+    from ..denoiser.checkpoint import ASSETS, local
 
     if spec in (*hub.DENOISERS, *hub.DISTILLED) or (spec is None and vit != MINI):
         return {}  # which file that is, or that there is none, the ViT says
-    if spec is None:
-        path = ASSETS / f"{MINI}_denoiser.safetensors"
-    else:
-        path = hub.fetch(spec, "give the path of a file") if spec.startswith(hub.SCHEME) else Path(spec)
+    path = ASSETS / f"{MINI}_denoiser.safetensors" if spec is None else local(spec)
     return Denoiser.from_checkpoint(path).meta.get("vit") or {}
 
 
