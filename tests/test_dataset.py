@@ -10,11 +10,13 @@ import sys
 import numpy as np
 import pyarrow.parquet
 import pytest
+import torch
 from PIL import Image
 
 import dvt_fast
 from dataset_samples import TINY, build, content
-from dvt_fast import InputError, MissingExtraError, OutputError, PairDataset, check_dataset
+from dvt_fast import DvtError, InputError, MissingExtraError, OutputError, PairDataset, check_dataset, stage1
+from dvt_fast.dataset import worker
 from dvt_fast.dataset.inputs import find_sources
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -94,8 +96,91 @@ def test_images_beyond_float16_fail(dataset_photos, tmp_path):
     options = {"artifacts": dvt_fast.ArtifactMap(values, {}), "passes": 1}
     summary = build([dataset_photos / "p01.png", dataset_photos / "p02.png"], tmp_path / "out", options=options)
     assert (summary.made, len(summary.failed)) == (0, 2)
-    assert re.search(r"p01.png: semantics holds values to \S+, and float16 ends at 65504: use int8$", summary.failed[0])
-    assert build(dataset_photos / "p01.png", tmp_path / "int8", options=options, dtype="int8").made == 1
+    assert re.search(r"p01.png: semantics holds values to \S+, and float16 ends at 65504$", summary.failed[0])
+    assert len(build(dataset_photos / "p01.png", tmp_path / "int8", options=options, dtype="int8").failed) == 1
+
+
+def test_raw_features_beyond_float16_fail_where_they_are_not_kept(dataset_photos, tmp_path, monkeypatch):
+    original = stage1.decompose
+
+    def large(*args, **options):
+        found = original(*args, **options)
+        return dataclasses.replace(found, raw=found.raw * 1e7)
+
+    monkeypatch.setattr(stage1, "decompose", large)
+    failed = build(dataset_photos / "p01.png", tmp_path / "out", keep="semantics").failed
+    assert len(failed) == 1 and re.search(r"p01.png: raw holds values to \S+, and float16 ends at 65504$", failed[0])
+
+
+def test_a_name_that_is_not_text_fails_alone(dataset_photos, tmp_path):
+    """Two such names, as folders may hold them, in a run and in the next one."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    shutil.copy(dataset_photos / "p01.png", images)
+    for name in (b"a\xff.png", b"b\xfe.png"):
+        shutil.copy(dataset_photos / "p02.png", os.path.join(os.fsencode(images), name))
+    message = rf"{images}/a\xff.png: its name is not UTF-8: rename it"
+    for workers, made in ((1, 1), (0, 0)):
+        summary = build(images, out, workers=workers)
+        assert (summary.images, summary.made, len(summary.failed), summary.failed[0]) == (3, made, 2, message)
+        assert [(row["image"], row["state"]) for row in rows(out)] == [
+            (r"a\xff.png", "failed"), (r"b\xfe.png", "failed"), ("p01.png", "done")
+        ]  # fmt: skip
+    os.rename(os.path.join(os.fsencode(images), b"a\xff.png"), images / "a.png")
+    assert build(images, out).made == 1
+
+
+def test_an_image_out_of_reach_keeps_its_pair(dataset_copies):
+    """However often it is so when others are pruned; once it is not given any more, its pair goes."""
+    images, out = dataset_copies
+    before = content(out)
+    image = (images / "p02.png").read_bytes()
+    pair = f"pairs/{hashlib.sha256(image).hexdigest()[:2]}/{hashlib.sha256(image).hexdigest()}.safetensors"
+    (images / "p02.png").write_bytes(b"")
+    for _ in range(2):
+        summary = build(images, out, prune=True)
+        assert (summary.made, len(summary.failed), summary.pruned) == (0, 2, 0)
+        assert content(out)[pair] == before[pair]
+        assert check_dataset(out, prune=True).good and len(PairDataset(out)) == 11
+    (images / "p02.png").write_bytes(image)
+    assert build(images, out, prune=True).made == 0
+    assert content(out).keys() == before.keys() and len(PairDataset(out)) == 12
+    (images / "p02.png").write_bytes(b"")
+    build(images, out)
+    (images / "p02.png").unlink()
+    assert build(images, out, prune=True).pruned == 1 and pair not in content(out)
+
+
+def test_two_that_make_one_pair_at_once_and_differ_in_a_bit(dataset_photos, tmp_path, monkeypatch):
+    """As workers of two kinds of machine may: the last to write is the one whose file stays."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for name in ("a.png", "b.png"):
+        shutil.copy(dataset_photos / "p02.png", images / name)
+    original = worker.measures
+    seen = []
+
+    def measure(d):
+        seen.append(d)
+        return original(d) | {"residual": 0.5 + len(seen)}
+
+    monkeypatch.setattr(worker, "measures", measure)
+    monkeypatch.setattr(worker.Worker, "find", lambda self, hash: None)  # each looked before the other had written
+    build(images, out)
+    assert len(seen) == 2 and check_dataset(out).good
+    assert [(row["state"], row["residual"]) for row in rows(out)] == [("done", 2.5), ("duplicate", 2.5)]
+
+
+def test_a_lost_device_ends_the_run_and_not_the_caller(dataset_photos, tmp_path, monkeypatch):
+    def fail(self, data, hash, place):
+        self.vit.device = torch.device("cuda:99")  # which there is nowhere
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(worker.Worker, "_compute", fail)
+    with pytest.raises(
+        DvtError, match=r"^device 'cuda:99' no longer computes, restart the program: .*p01.png: Runtime"
+    ):
+        build(dataset_photos / "p01.png", tmp_path / "out")
 
 
 def test_a_second_run_changes_nothing(dataset_copies):

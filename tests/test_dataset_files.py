@@ -58,15 +58,23 @@ def test_bytes_depend_on_values_and_record_alone():
     assert pair.header | {"hash": "ab", "width": 3, "shape": [5, 6, 32]} == pair.header
 
 
-def test_values_beyond_float16_are_refused():
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_values_beyond_float16_are_refused(dtype):
     values = np.full((1, 1, 4), 65504, np.float32)
-    assert unpack_pair(pack_pair(None, values, "float16", {}), "x").semantics.max() == 65504
-    with pytest.raises(NonFiniteError, match=r"semantics holds values to 66000, and float16 ends at 65504: use int8"):
-        pack_pair(None, values / 65504 * 66000, "float16", {})
-    assert unpack_pair(pack_pair(None, values * 2, "int8", {}), "x").semantics.max() == pytest.approx(131008, rel=1e-6)
+    assert unpack_pair(pack_pair(None, values, dtype, {}), "x").semantics.max() == pytest.approx(65504, rel=1e-6)
+    with pytest.raises(NonFiniteError, match=r"semantics holds values to 66000, and float16 ends at 65504$"):
+        pack_pair(None, values / 65504 * 66000, dtype, {})
     for bad in (np.nan, np.inf):
         with pytest.raises(NonFiniteError, match="raw holds NaN or infinity"):
-            pack_pair(values * bad, values, "int8", {})
+            pack_pair(values * bad, values, dtype, {})
+
+
+@pytest.mark.parametrize("value", [2e-43, 1e-44, 1e-38])
+def test_a_scale_that_is_rounded_does_not_wrap(value):
+    values = np.full((1, 1, 4), value, np.float32)
+    values[..., 0] *= -1
+    back = unpack_pair(pack_pair(None, values, "int8", {}), "x").semantics
+    assert np.abs(back - values).max() <= max(2.3e-44, value / 100)
 
 
 def test_images_that_moved_are_found(dataset_copies, tmp_path):
@@ -240,6 +248,19 @@ def test_check_finds_what_is_missing_damaged_and_extra(dataset_copies, tmp_path)
     summary = build(images, out)
     assert (summary.made, summary.skipped) == (3, 9)
     assert content(out) == before and check_dataset(out).good
+
+
+def test_nothing_is_built_while_files_are_pruned(dataset_copies):
+    images, out = dataset_copies
+    tried = []
+
+    def build_meanwhile(done, total, what):
+        if not tried:
+            tried.append(done)
+            with pytest.raises(OutputError, match="out: another run is writing to it"):
+                build(images, out)
+
+    assert check_dataset(out, prune=True, progress=build_meanwhile).good and tried
 
 
 def test_check_does_not_trust_a_manifest_that_agrees(dataset_copies, monkeypatch):

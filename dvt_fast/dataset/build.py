@@ -20,7 +20,7 @@ from ..extras import require
 from ..options import whole
 from ..progress import Progress, report
 from ..views import DEFAULT_PLAN
-from .cluster import connected, count_workers, run_actors
+from .cluster import check_request, connected, count_workers, run_actors
 from .inputs import find_sources
 from .local import place_workers, run_here, run_processes
 from .settings import make_settings
@@ -104,6 +104,9 @@ def build_dataset(
     """
     start = time.perf_counter()
     _check_arguments(engine, threads, workers=workers, retries=retries, storage_retries=storage_retries)
+    device = device or str(vit.get("device", "cpu"))
+    if engine == "ray":
+        check_request(workers, device)
     require("pyarrow", "train")
     sources = find_sources(images)
     store = Store(out, storage_retries)
@@ -113,21 +116,18 @@ def build_dataset(
         store, {name: value for name, value in vit.items() if name != "device"}, threads, options or {},
         views=views, coords=coords, solver=solver, seed=seed, keep=keep, dtype=dtype,
     )  # fmt: skip
-    made: set[str] = set()
     with store.lock():
         table = Table(store, job.settings, job.vit_options, sources)
         if prune:
             table.forget_others()
         tasks = table.tasks()
-        outcomes = _outcomes(job, tasks, engine, address, workers, device or str(vit.get("device", "cpu")), retries)
+        outcomes = _outcomes(job, tasks, engine, address, workers, device, retries)
         try:
             with contextlib.closing(outcomes):
                 for done, (task, outcome) in enumerate(outcomes, 1):
                     if outcome.fatal:
                         raise outcome.fatal
                     table.enter(task, outcome)
-                    if outcome.made:
-                        made.add(outcome.facts["hash"])
                     report(progress, done, len(tasks), "images")
                     table.save_now_and_then(save_every)
         except BaseException as error:
@@ -138,7 +138,7 @@ def build_dataset(
             raise
         table.save()
         pruned = table.clean(prune)
-    return _summary(table, made, pruned, time.perf_counter() - start)
+    return _summary(table, pruned, time.perf_counter() - start)
 
 
 def _outcomes(
@@ -185,15 +185,15 @@ def _make_job(store: Store, arguments: dict[str, Any], threads: int, options: Ma
     return Job(store, rebuild, options, make_settings(vit, options=options, **plan), threads)
 
 
-def _summary(table: Table, made: set[str], pruned: int, seconds: float) -> Summary:
+def _summary(table: Table, pruned: int, seconds: float) -> Summary:
     rows = list(table)
     done = [row for row in rows[: len(table.sources)] if row.state == "done"]
     failed = [str(row.error) for row in rows if row.state == "failed"] + table.lost
     h, w = table.made_with["vit"]["grid"]
     return Summary(
         images=len(table.sources),
-        made=len(made),
-        skipped=len(done) - len(made),
+        made=len(table.made),
+        skipped=len(done) - len(table.made),
         duplicates=sum(row.state == "duplicate" for row in rows[: len(table.sources)]),
         failed=failed,
         kept=table.kept,

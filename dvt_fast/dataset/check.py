@@ -39,12 +39,22 @@ class Report:
 def check_dataset(url: str | os.PathLike[str], *, prune: bool = False, progress: Progress | None = None) -> Report:
     """Read every pair of a dataset, and compare it with its row: size, sha256, numbers, shapes and settings.
 
-    prune: remove what is damaged or extra, so that the next `build_dataset` makes anew what it should. progress: called
-    as progress(done, total, "pairs"); returning False stops with `Cancelled`.
+    prune: remove what is damaged or extra, so that the next `build_dataset` makes anew what it should. No build may run
+    meanwhile, as its new pairs are in no manifest yet: in a folder one of the two is refused; a bucket has no locks,
+    and there it is for you to see to. progress: called as progress(done, total, "pairs"); returning False stops with
+    `Cancelled`.
 
-    Raises what `PairDataset` raises, and `InputError` where the storage cannot be read.
+    Raises what `PairDataset` raises, `InputError` where the storage cannot be read, and `OutputError` where nothing can
+    be removed.
     """
     dataset = PairDataset(url)
+    if not prune:
+        return _check(dataset, False, progress)
+    with dataset.store.lock():
+        return _check(PairDataset(url), True, progress)  # read again: as it is now that no one writes
+
+
+def _check(dataset: PairDataset, prune: bool, progress: Progress | None) -> Report:
     store, rows = dataset.store, dataset.records
     present = store.list(FOLDER)
     result = Report(len(rows))
@@ -55,15 +65,13 @@ def check_dataset(url: str | os.PathLike[str], *, prune: bool = False, progress:
             (result.missing if problem == MISSING else result.damaged).append(line)
             damaged += [row.file] if problem != MISSING else []
         report(progress, done, len(rows), "pairs")
-    named = {row.file for row in rows}
-    extra = sorted(name for name in present if name not in named)
+    extra = sorted(name for name in present if name not in dataset.files)
     for name in extra:
         what = "what a killed writer left" if is_temporary(name) else "no row of the manifest names it"
         result.extra.append(f"{store.locate(name)}: {what}")
     if prune:
-        with store.lock():
-            for name in damaged + extra:
-                store.remove(name)
+        for name in damaged + extra:
+            store.remove(name)
         result.removed = len(damaged) + len(extra)
     return result
 

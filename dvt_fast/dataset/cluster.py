@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from ..extras import require
 if TYPE_CHECKING:
     from .worker import Job, Outcome, Task
 
+PATIENCE = 60.0  # seconds without an answer, and without an actor that is at work, until something is said
 MAX_RESTARTS = 16  # of one actor: an actor that dies more often than that is left out
 
 
@@ -43,6 +45,14 @@ def connected(address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
+def check_request(workers: int | None, device: str) -> None:
+    """Raise `InputError` for what actors cannot be."""
+    if workers == 0:
+        raise InputError("workers 0 computes in this process, and engine 'ray' in actors: expected 1 or more, or None")
+    if device.startswith("cuda:"):
+        raise InputError(f"device {device!r}: Ray gives each actor its GPU, expected 'cuda'")
+
+
 def count_workers(ray: Any, workers: int | None, threads: int, device: str) -> tuple[int, float]:
     """How many actors, and how much of a GPU each: one a GPU, or one for each `threads` cores, where none is given."""
     resources = ray.cluster_resources()
@@ -63,9 +73,10 @@ def run_actors(
     """Every task on one of `workers` actors, in the order in which they are done.
 
     gpus: what each actor takes of one. retries: how often an image is tried again whose actor died. Closing the
-    iterator ends the actors. Raises `DvtError` where no actor can start, or the cluster is lost.
+    iterator ends the actors. Raises `DvtError` where no actor can start, or the cluster is lost. Waits where others
+    have taken all of it, and says so on stderr.
     """
-    from .worker import Outcome
+    from .worker import gave_up
 
     ray.method(max_task_retries=-1)(_Actor.ready)  # asked of an actor that is to start, or to start again
     actor_class = ray.remote(
@@ -79,6 +90,7 @@ def run_actors(
     waiting, deaths = iter(tasks), dict[int, int]()
     again: deque[Task] = deque()
     free: list[Any] = []
+    told = False
     # What is under way: a task of an actor, or (None) its being ready.
     under_way: dict[Any, tuple[Any, Task | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
     try:
@@ -90,7 +102,11 @@ def run_actors(
                 return
             if not under_way:
                 raise DvtError("every Ray actor died, again and again: `ray logs` has the reason")
-            done, _ = ray.wait(list(under_way), num_returns=1)
+            done, _ = ray.wait(list(under_way), num_returns=1, timeout=PATIENCE)
+            if not done:
+                if all(task is None for _, task in under_way.values()):
+                    told = _wait_on(ray, job.threads, gpus, told)
+                continue
             actor, task = under_way.pop(done[0])
             try:
                 answer = ray.get(done[0])
@@ -102,9 +118,7 @@ def run_actors(
                 if deaths[task.index] <= retries:
                     again.append(task)
                     continue
-                place = f"{task.folder.rstrip('/')}/{task.image}"
-                why = f"its worker died {deaths[task.index]} times ({type(error).__name__})"
-                yield task, Outcome(error=f"{place}: {why}")
+                yield task, gave_up(task, deaths[task.index], type(error).__name__)
                 continue
             if isinstance(answer, DvtError):
                 raise answer
@@ -119,6 +133,19 @@ def run_actors(
                 ray.kill(actor)
 
 
+def _wait_on(ray: Any, threads: int, gpus: float, told: bool) -> bool:
+    """Say what is waited for while no actor runs; `DvtError` where no node that lives could hold one."""
+    name, amount = ("GPU", gpus) if gpus else ("CPU", threads)
+    if not any(node["Alive"] and node["Resources"].get(name, 0.0) >= amount for node in ray.nodes()):
+        raise DvtError(f"the Ray cluster has no node left with {amount:g} {name} for a worker: add one, and run again")
+    if not told:
+        print(
+            f"no worker runs yet: waiting for {amount:g} free {name} on the Ray cluster, or for its ViT",
+            file=sys.stderr,
+        )
+    return True
+
+
 class _Actor:
     """A worker as a Ray actor."""
 
@@ -127,7 +154,7 @@ class _Actor:
 
         self._failure: DvtError | None = None
         try:
-            self._worker = Worker(job, device)
+            self._worker = Worker(job, device, own_process=True)
         except DvtError as error:
             self._failure = error
         except Exception as error:

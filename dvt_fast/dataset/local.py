@@ -74,7 +74,7 @@ def run_processes(job: Job, tasks: Iterable[Task], devices: list[str], retries: 
     retries: how often an image is tried again whose worker died. Closing the iterator ends the processes; so does the
     end of this one, however it comes. Raises `DvtError` where a worker cannot start.
     """
-    from .worker import Outcome
+    from .worker import gave_up
 
     waiting, deaths = iter(tasks), dict[int, int]()
     again: deque[Task] = deque()
@@ -108,9 +108,7 @@ def run_processes(job: Job, tasks: Iterable[Task], devices: list[str], retries: 
                     if deaths[task.index] <= retries:
                         again.append(task)
                         continue
-                    place = f"{task.folder.rstrip('/')}/{task.image}"
-                    why = f"its worker died {deaths[task.index]} times ({_cause(worker.process.exitcode)})"
-                    yield task, Outcome(error=f"{place}: {why}")
+                    yield task, gave_up(task, deaths[task.index], _cause(worker.process.exitcode))
                     continue
                 if isinstance(answer, DvtError):
                     raise answer
@@ -159,7 +157,7 @@ def _serve(pipe: connection.Connection, job: Job, device: str) -> None:
     from .worker import Worker
 
     try:
-        worker = Worker(job, device)
+        worker = Worker(job, device, own_process=True)
     except DvtError as error:
         pipe.send(error)
         return

@@ -44,7 +44,8 @@ class Record:
     state: "done"; "duplicate", of an image above with the same content and so the same pair; or "failed", with the
     reason in `error`.
     bytes, stamp: the image's size, and when it was written or what its storage calls the version.
-    hash: sha256 of its content. width, height: in pixels, upright.
+    hash: sha256 of its content; of a failed image, of what it held when its pair was made, if it has one. width,
+    height: in pixels, upright.
     file_bytes, file_sha256: of the pair's file, `file`.
     residual: |raw - F - G| / |raw|. cosine: of raw to F, mean over the tokens. raw_norm, semantics_norm: the median
     token's.
@@ -75,6 +76,11 @@ class Record:
     def place(self) -> str:
         """The image's path or URL."""
         return f"{self.folder.rstrip('/')}/{self.image}"
+
+
+def printable(text: str) -> str:
+    r"""A path as a table or a terminal can hold it: bytes of its name that are not UTF-8 as \xff."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def facts_of(data: bytes, pair: pairs.Pair) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """One pair, raw features and semantics of one image, as the bytes of one file.
 
-A file is named by the hash of the image's content, and depends on nothing but that content and the settings: not on
-the image's name, on its duplicates, or on who made it. Values are float16, or int8 with a float32 scale for each token:
-some tokens of a ViT have 25 times the usual norm, and one scale for all would leave the others a few levels.
+A file is named by the hash of the image's content, and depends on nothing but that content, the settings and, in the
+last bits, the kind of machine: not on the image's name, on its duplicates, or on who made it. Values are float16, or
+int8 with a float32 scale for each token: some tokens of a ViT have 25 times the usual norm, and one scale for all would
+leave the others a few levels.
 """
 
 from __future__ import annotations
@@ -39,26 +40,31 @@ class Pair:
 def pack_pair(raw: np.ndarray | None, semantics: np.ndarray, dtype: str, header: Mapping[str, Any]) -> bytes:
     """The bytes of one file. raw, semantics: float32 [h, w, C]. header: JSON types, of what made the pair.
 
-    Raises `NonFiniteError` for NaN, infinity, or a value that the dtype cannot hold.
+    Raises `NonFiniteError` for NaN, infinity, or a value beyond float16.
     """
     arrays: dict[str, np.ndarray] = {}
     for name, values in (("raw", raw), ("semantics", semantics)):
         if values is None:
             continue
-        if not np.isfinite(values).all():
-            raise NonFiniteError(f"{name} holds NaN or infinity")
+        check_range(name, values)
         if dtype == "int8":
             scale = np.abs(values).max(axis=-1) / np.float32(127)
             steps = values / np.where(scale > 0, scale, 1)[..., None]
-            arrays |= {name: np.rint(steps).astype(np.int8), f"{name}.scale": scale.astype(np.float32)}
+            steps = np.clip(np.rint(steps), -127, 127)  # a subnormal scale is rounded by more than a little
+            arrays |= {name: steps.astype(np.int8), f"{name}.scale": scale.astype(np.float32)}
         else:
-            with np.errstate(over="ignore"):
-                arrays[name] = values.astype(np.float16)
-            if not np.isfinite(arrays[name]).all():
-                raise NonFiniteError(
-                    f"{name} holds values to {np.abs(values).max():g}, and float16 ends at 65504: use int8"
-                )
+            arrays[name] = values.astype(np.float16)
     return pack_safetensors(arrays, FORMAT, VERSION, dtype=dtype, shape=list(semantics.shape), **header)
+
+
+def check_range(name: str, values: np.ndarray) -> None:
+    """Raise `NonFiniteError` for what training, which keeps its samples as float16, could not use."""
+    if not np.isfinite(values).all():
+        raise NonFiniteError(f"{name} holds NaN or infinity")
+    largest = np.abs(values).max()
+    with np.errstate(over="ignore"):
+        if not np.isfinite(largest.astype(np.float16)):
+            raise NonFiniteError(f"{name} holds values to {largest:g}, and float16 ends at 65504")
 
 
 def unpack_pair(data: bytes, name: str) -> Pair:

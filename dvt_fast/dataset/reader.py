@@ -24,7 +24,8 @@ class PairDataset:
     no longer where they were.
 
     settings: what the pairs were made with. vit_options: keyword arguments for `dvt_fast.ViT`. grid: patches (h, w).
-    dim: channels. keep: "both", or "semantics". records: see `manifest.Record`.
+    dim: channels. keep: "both", or "semantics". records: see `manifest.Record`. files: of every
+    pair that a row names, a failed image's too.
 
     Raises `InputError` where there is no dataset, no finished pair, no permission to read, or a newer format.
     """
@@ -42,6 +43,7 @@ class PairDataset:
         data = self.store.read_or_none(manifest.FILE)
         rows = manifest.parse(data, self.store.locate(manifest.FILE), self.settings) if data is not None else []
         self.records: list[manifest.Record] = [row for row in rows if row.state == "done"]
+        self.files: set[str] = {row.file for row in rows if row.hash}
         if not self.records:
             raise InputError(f"{self.store.url}: holds no finished pair yet; dvt-fast dataset makes them")
         self._images = Store(images) if images is not None else None

@@ -168,8 +168,9 @@ class Store:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keep other runs from writing to this folder meanwhile; `OutputError` where one does. The lock ends with its
-        process, however that ends. An object store has no locks: there two runs at once cost time, and nothing else,
-        as the same file has the same bytes whoever writes it."""
+        process, however that ends. An object store has no locks: there two runs at once do some images twice, and the
+        last manifest stays, without the rows that only the other had. Machines of two kinds may differ in the last bits
+        of a pair: its row is then of one and its file of the other, which `check_dataset` reports as damaged."""
         if not self.folder:
             yield
             return

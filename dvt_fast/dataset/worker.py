@@ -42,6 +42,11 @@ class Task:
     folder: str
     image: str
 
+    @property
+    def place(self) -> str:
+        """The image's path or URL."""
+        return f"{self.folder.rstrip('/')}/{self.image}"
+
 
 @dataclass
 class Outcome:
@@ -55,9 +60,12 @@ class Outcome:
 
 
 class Worker:
-    """Makes pairs. Raises what `dvt_fast.ViT` raises, and `InputError` where this machine's ViT is another one."""
+    """Makes pairs. own_process: this process does nothing else, so that it may end where its device is lost.
 
-    def __init__(self, job: Job, device: str):
+    Raises what `dvt_fast.ViT` raises, and `InputError` where this machine's ViT is another one.
+    """
+
+    def __init__(self, job: Job, device: str, own_process: bool = False):
         import torch
 
         from ..runtime import set_num_threads
@@ -65,7 +73,7 @@ class Worker:
 
         torch.set_num_threads(job.threads)
         set_num_threads(job.threads)
-        self.job = job
+        self.job, self.own_process = job, own_process
         self.hash = settings.digest(job.settings)
         self.vit = ViT(**job.vit_options, device=device)
         settings.refuse_others("the ViT of a worker", {"vit": job.settings["vit"]}, {"vit": self.vit.describe()})
@@ -73,8 +81,10 @@ class Worker:
 
     def process(self, task: Task) -> Outcome:
         """Read, hash, compute, write. An image that cannot be done is an outcome, not an error; so is what cannot go
-        on: the storage."""
-        place = f"{task.folder.rstrip('/')}/{task.image}"
+        on: the storage, and the device of a process that may not end."""
+        place = task.place
+        if place != manifest.printable(place):
+            return Outcome(error=f"{manifest.printable(place)}: its name is not UTF-8: rename it")
         try:
             data = self._folder(task.folder).read(task.image)
             hash = hashlib.sha256(data).hexdigest()
@@ -85,8 +95,12 @@ class Worker:
         except Unreachable as error:
             return Outcome(fatal=error)
         except Exception as error:
-            self._check_device()
-            return Outcome(error=reason(place, error))
+            if self._device_works():
+                return Outcome(error=reason(place, error))
+            if self.own_process:
+                os._exit(1)  # the engine starts another one, which may fare better
+            lost = f"device {str(self.vit.device)!r} no longer computes, restart the program: {reason(place, error)}"
+            return Outcome(fatal=DvtError(lost))
         name = pairs.file_of(hash)
         try:
             self.job.store.write(name, content)
@@ -118,6 +132,8 @@ class Worker:
         image = decode_image(data, place)
         plan = {name: made[name] for name in ("views", "solver", "seed", "coords")}
         d = decompose(image, self.vit, **plan, **self.job.options)
+        if made["keep"] == "semantics":  # training computes the raw features again
+            pairs.check_range("raw", d.raw)
         header = {"hash": hash, "settings": self.hash, "width": image.width, "height": image.height, **measures(d)}
         return pairs.pack_pair(d.raw if made["keep"] == "both" else None, d.semantics, made["dtype"], header)
 
@@ -126,16 +142,16 @@ class Worker:
             self._folders[folder] = Store(folder, self.job.store.retries)
         return self._folders[folder]
 
-    def _check_device(self) -> None:
-        """End this process where its CUDA device no longer computes, which is how every later image would fail, too;
-        the engine then starts another one."""
+    def _device_works(self) -> bool:
+        """False where the CUDA device no longer computes for this process: every later image would fail, too."""
         import torch
 
         if self.vit.device.type == "cuda":
             try:
                 torch.ones(1, device=self.vit.device).item()
             except Exception:
-                os._exit(1)
+                return False
+        return True
 
 
 def measures(d: Decomposition) -> dict[str, float]:
@@ -150,6 +166,11 @@ def measures(d: Decomposition) -> dict[str, float]:
         "semantics_norm": np.median(semantics_norm),
     }
     return {name: float(f"{value:.6g}") for name, value in found.items()}
+
+
+def gave_up(task: Task, deaths: int, cause: str) -> Outcome:
+    """The outcome of an image whose worker died every time."""
+    return Outcome(error=f"{manifest.printable(task.place)}: its worker died {deaths} times ({cause})")
 
 
 def reason(place: str, error: Exception) -> str:
