@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 
 import numpy as np
@@ -15,7 +16,6 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 pytest.importorskip("tensorboard")
 
-from dvt_fast.training import loop as loop_module  # noqa: E402
 from dvt_fast.training import sources, train  # noqa: E402
 from dvt_fast.training.order import held_out  # noqa: E402
 
@@ -207,7 +207,7 @@ def test_start_over(pairs, undisturbed, tmp_path):
         ({"kind": "conv1"}, "denoiser.kind is 'block' there and 'conv1' here"),
         ({"start": "random"}, "denoiser.start is 'artifacts' there and 'random' here"),
         ({"precision": "bf16"}, "options.precision is 'fp32' there and 'bf16' here"),
-        ({"data": PlantedPairs(n=41)}, "data.contents is '"),
+        ({"data": PlantedPairs(n=41)}, "settings: the images are not the same, 40 there and 41 here: give"),
         ({"data": PlantedPairs(grid=(5, 4))}, r"vit.grid is \[4, 5\] there and \[5, 4\] here"),
         ({"data": PlantedPairs(dim=32)}, "vit.dim is 16 there and 32 here"),
     ],
@@ -327,19 +327,27 @@ def test_features_of_the_wrong_width(tmp_path):
         train(wrong, tmp_path, **SHORT)
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(pairs, tmp_path, monkeypatch):
-    write, written = loop_module.Store.write, []
+@pytest.mark.parametrize("full", ["log.jsonl", "tensorboard", "checkpoint-00000030.safetensors"])
+def test_a_full_disk_keeps_the_last_checkpoint(full, pairs, tmp_path, capfd):
+    """From step 25 on no file may grow beyond the size that `full` has reached: for it alone that is too little."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def full(self, step, *args, **kwargs):
-        if step == 30:
-            raise OutputError("checkpoint: cannot be written: No space left on device")
-        written.append(step)
-        return write(self, step, *args, **kwargs)
+    def fill(done, total, what):
+        if done == 25:
+            log, board = tmp_path / "log.jsonl", next((tmp_path / "tensorboard").iterdir())
+            sizes = [path.stat().st_size for path in (log, board, tmp_path / "checkpoint-00000020.safetensors")]
+            assert 2 * sizes[0] < sizes[1] and 2 * sizes[1] < sizes[2]
+            limit = dict(zip(["log.jsonl", "tensorboard", "checkpoint-00000030.safetensors"], sizes))[full]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit - 1, limits[1]))
 
-    monkeypatch.setattr(loop_module.Store, "write", full)
-    with pytest.raises(OutputError, match="No space left"):
-        train(pairs, tmp_path, **SHORT)
+    try:
+        with pytest.raises(OutputError, match=f"{full}: cannot be written: File too large") as caught:
+            train(pairs, tmp_path, progress=fill, **SHORT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value) and capfd.readouterr().err == ""  # no traceback of a thread either
     assert sorted(files_of(tmp_path)) == ["checkpoint-00000010.safetensors", "checkpoint-00000020.safetensors"]
+    assert train(pairs, tmp_path, **SHORT).resumed_from == 20
 
 
 @pytest.mark.parametrize(
@@ -362,7 +370,11 @@ def test_arguments_that_cannot_be(changes, message, pairs, tmp_path):
     assert "\n" not in str(caught.value) and files_of(tmp_path) == {}
 
 
-def test_a_folder_that_cannot_be_written(pairs, tmp_path):
+def test_a_folder_that_cannot_be_written(pairs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="out must be a folder, got 's3://bucket/run', a URL"):
+        train(pairs, "s3://bucket/run", **SHORT)
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is a file, expected a folder"):
         train(pairs, tmp_path / "file", **SHORT)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dvt_fast import ViT
 from dvt_fast.errors import InputError, NonFiniteError
 from dvt_fast.training.options import TrainingOptions
 from dvt_fast.training.order import Order, held_out
@@ -79,38 +78,6 @@ def test_every_variant_has_its_turn():
     assert not any(Order(500, 0)[p][1] for p in range(500))
 
 
-def test_views_of_an_image_are_its_own():
-    boxes = {(hash, variant): box_of(hash, variant) for hash in hashes(50) for variant in range(8)}
-    crops = np.array([box for (_, variant), box in boxes.items() if variant])
-    assert len({tuple(box) for box in crops}) == len(crops) and all(box_of(*key) == box for key, box in boxes.items())
-    assert {boxes[hash, 0] for hash in hashes(50)} == {WHOLE}
-    x, y, w, h, mirrored = crops.T
-    assert min(x.min(), y.min()) >= 0 and max((x + w).max(), (y + h).max()) <= 1 + 1e-12
-    assert (w * h).min() > 0.27 and (w * h).max() <= 1 and 0.4 < mirrored.mean() < 0.6
-    # what NumPy promises to keep: were it to change, a resumed run would see other samples
-    assert box_of("00", 1) == pytest.approx((0.0188, 0.0526, 0.9766, 0.945, 1), abs=1e-4)
-
-
-def test_a_crop_has_its_part_of_the_semantics():
-    """A linear function of the place is interpolated exactly; beyond the outer patches' centres it stays as there."""
-    vit = ViT("vit_tiny_patch16_224", weights="random", size=(64, 96), layer=0)
-    y, x = np.meshgrid((np.arange(4) + 0.5) / 4, (np.arange(6) + 0.5) / 6, indexing="ij")
-    semantics = np.stack([x, y], axis=-1).astype(np.float32)
-    for box in ((0.3, 0.25, 0.5, 0.4, 0.0), (0.0, 0.1, 0.9, 0.9, 1.0)):
-        places = view_coords(np.array([box, WHOLE]), vit)[0]
-        limits = semantics[0, 0], semantics[-1, -1]
-        np.testing.assert_allclose(crop_semantics(semantics, box, vit), places.clip(*limits), atol=1e-6)
-    assert crop_semantics(semantics, WHOLE, vit) is semantics
-    np.testing.assert_allclose(crop_semantics(semantics, (0, 0, 1, 1, 1.0), vit), semantics[:, ::-1], atol=1e-6)
-
-
-def test_a_crop_has_its_part_of_the_pixels():
-    picture = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
-    image = Image.fromarray(picture)
-    assert (crop_pixels(image, (0.25, 0.5, 0.5, 0.5, 0.0), (20, 30)) == picture[20:, 15:45]).all()
-    assert (crop_pixels(image, (0.25, 0.5, 0.5, 0.5, 1.0), (20, 30)) == picture[20:, 15:45][:, ::-1]).all()
-
-
 def hashes(n, seed=0):
     return [
         f"{value:064x}"
@@ -139,15 +106,16 @@ def test_held_out_at_least_one():
 # Crops
 
 
-def test_boxes_depend_on_content_and_number_alone():
-    many = hashes(100)
-    boxes = [box_of(text, variant) for text in many for variant in (1, 2)]
-    assert boxes == [box_of(text, variant) for text in many for variant in (1, 2)] and len(set(boxes)) == 200
-    assert all(box_of(text, 0) == (0, 0, 1, 1, 0) for text in many)
-    x, y, w, h, mirrored = np.array(boxes).T
+def test_views_of_an_image_are_its_own():
+    boxes = {(hash, variant): box_of(hash, variant) for hash in hashes(50) for variant in range(8)}
+    crops = np.array([box for (_, variant), box in boxes.items() if variant])
+    assert len({tuple(box) for box in crops}) == len(crops) and all(box_of(*key) == box for key, box in boxes.items())
+    assert {boxes[hash, 0] for hash in hashes(50)} == {WHOLE}
+    x, y, w, h, mirrored = crops.T
     assert min(x.min(), y.min()) >= 0 and max((x + w).max(), (y + h).max()) <= 1 + 1e-12
-    assert (w * h).min() > 0.3 - 1e-9
-    assert 60 < mirrored.sum() < 140 and set(mirrored) == {0, 1}
+    assert (w * h).min() > 0.27 and (w * h).max() <= 1 and 0.4 < mirrored.mean() < 0.6
+    # what NumPy promises to keep: were it to change, a resumed run would see other samples
+    assert box_of("00", 1) == pytest.approx((0.0188, 0.0526, 0.9766, 0.945, 1), abs=1e-4)
 
 
 @pytest.mark.parametrize("mirrored", [0.0, 1.0])

@@ -37,7 +37,8 @@ class PlantedPairs:
         noise = 0.1 * rng.standard_normal(self.clean.shape)
         self.raw = (self.clean + self.artifacts + content + noise).astype(np.float32)
         self.records = [Record(f"image-{i}.png", rng.bytes(32).hex()) for i in range(n)]
-        vit = {"name": "planted", "weights": "none", "grid": list(grid), "dim": dim}
+        vit = {"name": "planted", "weights": "none", "size": [64, 80], "stride": [16, 16], "layer": 11, "norm": "final"}
+        vit |= {"mean": [0.5] * 3, "std": [0.5] * 3, "grid": list(grid), "dim": dim}
         self.settings = {"vit": vit, "keep": "both", "dtype": "float16"}
 
     def __len__(self):

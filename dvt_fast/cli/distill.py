@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +19,7 @@ def command(
         str | None,
         typer.Option(metavar="FILE", help="The denoiser of this ViT.", show_default="the one that comes with dvt_mini"),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to write to.")] = Path("distilled"),
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="The folder to write to.")] = "distilled",
     vit: common.Name = "dvt_mini",
     weights: common.Weights = None,
     size: common.Size = None,
@@ -52,9 +51,9 @@ def command(
 ) -> None:
     """Distil a ViT and its denoiser into a plain ViT of the same kind, on images.
 
-    The output folder gets distilled.safetensors, for --weights with the same --vit, --size, --layer and --norm, and
-    checkpoints and logs as of dvt-fast train. The same command again goes on from the newest checkpoint. Images that
-    cannot be used are reported, and the exit code is then 1.
+    The output folder gets distilled.safetensors, for --weights with the same --vit, --size, --layer, --stride and
+    --norm, and checkpoints and logs as of dvt-fast train. The same command again goes on from the newest checkpoint.
+    Images that cannot be used are reported, and the exit code is then 1.
     """
     common.check_backends()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import Enum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,7 +40,7 @@ def command(
         list[str],
         typer.Argument(metavar="DATA", help="A dataset; with --on-the-fly, images.", show_default=False),
     ],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The folder to write to.")] = Path("denoiser"),
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="The folder to write to.")] = "denoiser",
     on_the_fly: Annotated[
         bool, typer.Option("--on-the-fly", help="Make the pairs of images when they are needed; store none.")
     ] = False,
@@ -99,7 +98,8 @@ def command(
         model: Any = common.vit_options(vit, weights, size, layer, norm, stride)
     else:
         given = [name for name in STAGE1 if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
-        if given not in ([], ["weights"]):
+        given = [name for name in given if name != "weights"]
+        if given:
             raise typer.BadParameter("only with --on-the-fly: a dataset has its own", param_hint=f"--{given[0]}")
         if len(data) != 1:
             raise typer.BadParameter("one dataset is needed; images are for --on-the-fly", param_hint="DATA")

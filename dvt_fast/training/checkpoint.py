@@ -2,13 +2,14 @@
 
 `model.*`, `ema.*`, `exp_avg.*` and `exp_avg_sq.*` hold the weights, their running average and Adam's two moments, each
 under the parameters' own names; the header holds the step, the settings, the scaler of fp16 and the best score so far.
+For people it also holds the position: how many samples had been taken, which the step and the batch tell as well.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,21 @@ class Store:
         names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(name[1]) for name in names if name)
 
-    def newest(self) -> int | None:
-        """The step of the newest checkpoint. `InputError` naming each difference where it has other settings."""
+    def newest(self, failed: Sequence[str] = ()) -> int | None:
+        """The step of the newest checkpoint. `InputError` naming each difference where it has other settings.
+
+        failed: a line for each image that cannot be used, which is why images may differ.
+        """
         steps = self.steps()
         if not steps:
             return None
-        other = differences(self.read(steps[-1])[0].get("settings", {}), self.settings)
+        there, here = dict(self.read(steps[-1])[0].get("settings", {})), dict(self.settings)
+        data = [settings.pop("data", {}) for settings in (there, here)]
+        other = differences(there, here)
+        if data[0].get("contents") != data[1].get("contents"):
+            counts = " there and ".join(str(part.get("images", 0) + part.get("held_out", 0)) for part in data)
+            reason = f" ({len(failed)} cannot be used; the first: {failed[0]})" if failed else ""
+            other.insert(0, f"the images are not the same, {counts} here{reason}")
         if other:
             more = f" and {len(other) - SHOWN} more" if len(other) > SHOWN else ""
             raise InputError(

@@ -146,6 +146,7 @@ def distill(
             raise InputError(f"vit is on {teacher.device}, and training on {fabric.device}: move one of them")
         if isinstance(denoiser, Denoiser):
             denoiser.check(teacher)
+            denoiser = copy.deepcopy(denoiser)  # the caller's own keeps its device and its gradients
         else:
             denoiser = load_denoiser(denoiser, teacher)
         files, failed = ImageFiles.find(images, fabric, workers, progress)
@@ -159,6 +160,7 @@ def distill(
             DistillTask(student, teacher, denoiser, fabric), Pictures(files, teacher.size), parsed,
             fabric, out, settings,
             workers=workers, memory=share_of_memory(memory), resume=resume, progress=progress, watch=watch,
+            failed=failed,
         )  # fmt: skip
         file = Path(out) / FILE
         if fabric.is_global_zero:

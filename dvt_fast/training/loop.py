@@ -101,8 +101,10 @@ class Loop:
         self._unread: list[torch.Tensor] = []  # losses and gradient norms that nobody has looked at yet
 
     def restore(self, step: int) -> None:
-        """Go back to the checkpoint of a step."""
-        header, arrays = self.store.read(step)
+        """Go back to the checkpoint of a step, which the first process reads: others may not have the folder."""
+        header, found = self.store.read(step) if self.fabric.is_global_zero else ({}, {})
+        header, names = self.fabric.broadcast((header, list(found)))
+        arrays = {name: self.fabric.broadcast(found.get(name)) for name in names}  # one by one: to copy all takes room
         scatter(arrays, header["adam_step"], self.task.module, self.ema, self.optimizer)
         if header["scaler"]:
             self.fabric.strategy.precision.load_state_dict(header["scaler"])
@@ -202,7 +204,7 @@ class Loop:
         return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
     def _stop_as_not_finite(self, what: str) -> None:
-        saved = self.store.steps()
+        saved = self.fabric.broadcast(self.store.steps() if self.fabric.is_global_zero else [])
         kept = f"the last good checkpoint is {self.store.path(saved[-1])}" if saved else "there is no checkpoint yet"
         raise NonFiniteError(f"{what}: stopped, {kept}; a lower blr or precision fp32 may help")
 

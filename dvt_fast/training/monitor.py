@@ -6,7 +6,11 @@ Both follow a resumed run: what was logged after the checkpoint that it goes on 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,14 +47,11 @@ class Monitor:
     """
 
     def __init__(self, folder: Path, step: int, active: bool = True, watch: Watch | None = None):
-        self.path, self._watch, self._board = folder / LOG, watch, None
+        self.path, self._watch = folder / LOG, watch
+        self._board: Board | None = None
         if active:
             self._cut(step)
-            board = require("torch.utils.tensorboard", "train")
-            try:
-                self._board = board.SummaryWriter(str(folder / BOARD), purge_step=step + 1)
-            except OSError as error:
-                raise OutputError(f"{folder / BOARD}: cannot be written: {error.strerror or error}") from None
+            self._board = Board(folder / BOARD, step + 1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Numbers of a step; names are keys of `TAGS`."""
@@ -62,15 +63,14 @@ class Monitor:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror or error}") from None
-        for name, value in values.items():
-            self._board.add_scalar(TAGS[name], value, step)
+        self._board.scalars(step, {TAGS[name]: value for name, value in values.items()})
         if self._watch:
             self._watch(record)
 
     def panel(self, step: int, before: np.ndarray, target: np.ndarray, after: np.ndarray) -> None:
         """A picture of a few images' features [n, h, w, C]: as they were, as wanted, as they became."""
         if self._board is not None:
-            self._board.add_image("held_out/before_target_after", draw(before, target, after), step, dataformats="HWC")
+            self._board.image(step, "held_out/before_target_after", draw(before, target, after))
 
     def __enter__(self) -> Monitor:
         return self
@@ -79,7 +79,8 @@ class Monitor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._board is not None:
-            self._board.close()
+            with suppress(OutputError) if error else nullcontext():  # which would hide what ended the training
+                self._board.close()
 
     def _cut(self, step: int) -> None:
         """Take back the lines after `step`, and what is no line: the end of one that was being written."""
@@ -89,6 +90,54 @@ class Monitor:
             raise OutputError(f"{self.path}: cannot be read: {error}") from None
         kept = [line for line in lines if _step_of(line) <= step]
         write_whole(self.path, "".join(line + "\n" for line in kept).encode())
+
+
+class Board:
+    """A new file for TensorBoard in `folder`, which hides what older ones there hold of `step` and later.
+
+    TensorBoard's own writer has a thread that dies with a traceback on a full disk; this one writes at once.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        self.folder = folder
+        self._summary = require("torch.utils.tensorboard.summary", "train")
+        self._event = require("tensorboard.compat.proto.event_pb2", "train")
+        records = require("tensorboard.summary.writer.record_writer", "train")
+        now = time.time_ns()
+        # by name TensorBoard knows its files and puts them in order: seconds, the machine, and what is this one's own
+        name = f"events.out.tfevents.{now // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.{now % 10**9}"
+        with self._one_line():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(folder / name, "xb")  # noqa: SIM115 - closed by `close`
+        self._records = records.RecordWriter(self._file)
+        start = self._event.SessionLog(status=self._event.SessionLog.START)
+        self._write([{"step": 0, "file_version": "brain.Event:2"}, {"step": step, "session_log": start}])
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of a step by their tags."""
+        self._write([{"step": step, "summary": self._summary.scalar(tag, value)} for tag, value in values.items()])
+
+    def image(self, step: int, tag: str, picture: np.ndarray) -> None:
+        """A picture of a step, uint8 [height, width, 3]."""
+        self._write([{"step": step, "summary": self._summary.image(tag, picture, dataformats="HWC")}])
+
+    def close(self) -> None:
+        with self._one_line():
+            self._file.close()
+
+    def _write(self, events: Sequence[Mapping[str, Any]]) -> None:
+        with self._one_line():
+            for fields in events:
+                event = self._event.Event(wall_time=time.time(), **fields)
+                self._records.write(event.SerializeToString())
+            self._file.flush()
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(f"{self.folder}: cannot be written: {error.strerror or error}") from None
 
 
 def draw(before: np.ndarray, target: np.ndarray, after: np.ndarray) -> np.ndarray:

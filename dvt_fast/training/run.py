@@ -80,6 +80,8 @@ def session(options: TrainingOptions, device: str, out: str | os.PathLike[str]) 
 
     Raises `InputError` and `OutputError` before anything is computed.
     """
+    if "://" in os.fspath(out):
+        raise InputError(f"out must be a folder, got {os.fspath(out)!r}, a URL")
     fabric = launch(device, options.precision)
     if options.batch % fabric.world_size:
         raise InputError(f"batch {options.batch} does not divide into {fabric.world_size} processes")
@@ -104,12 +106,14 @@ def run(
     resume: bool,
     progress: Progress | None,
     watch: Watch | None,
+    failed: Sequence[str],
     begin: Callable[[Reader, Sequence[int]], None] | None = None,
 ) -> Trained:
     """Train, or go on from the newest checkpoint in the folder `out`.
 
     settings: what makes two trainings the same, beside the options and the images. memory: bytes of samples to keep in
-    this process. begin: called with the reader and the items to train on before the first step of a new training.
+    this process. failed: a line for each image that cannot be used. begin: called with the reader and the items to
+    train on before the first step of a new training.
     """
     first, folder = fabric.is_global_zero, Path(out)
     scored = held_out(source.hashes, options.held_out)
@@ -126,7 +130,7 @@ def run(
         store.tidy()
         if not resume:
             store.clear()
-    newest = fabric.broadcast(store.newest() if first else None)
+    newest = fabric.broadcast(store.newest(failed) if first else None)
 
     reader = Reader(source, memory, workers, pinned=fabric.device.type == "cuda")
     if newest is None and begin:

@@ -122,6 +122,7 @@ def train(
             DenoiserTask(denoiser, fabric.device), pairs.source, parsed, fabric, out,
             {"task": "train", "vit": vit_settings, "dataset": dataset_settings, "denoiser": model},
             workers=workers, memory=room - pairs.kept, resume=resume, progress=progress, watch=watch, begin=begin,
+            failed=pairs.failed,
         )  # fmt: skip
         file = Path(out) / FILE
         if fabric.is_global_zero:
@@ -172,7 +173,11 @@ def _stored(
     refuse_others("the ViT of this dataset", {"vit": made["vit"]}, {"vit": model.describe()})
     found: list[str | None] = []
     if fabric.is_global_zero:
-        results = examine(dataset.open_image, range(len(dataset)), workers, progress)
+
+        def check(item: int) -> None:
+            dataset.open_image(item)  # and let go of it: all of them would fill the memory
+
+        results = examine(check, range(len(dataset)), workers, progress)
         found = [str(result) if isinstance(result, DvtError) else None for result in results]
     found = fabric.broadcast(found)
     failed = [fault for fault in found if fault is not None]
