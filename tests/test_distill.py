@@ -147,7 +147,7 @@ def test_families(name, size, tmp_path, monkeypatch):
 
 def test_a_resumed_run_equals_one_that_never_stopped(photos, tmp_path):
     vit = ViT(**SMALL)
-    denoiser = denoiser_for(vit)
+    denoiser = denoiser_for(vit).train()
     whole = distill(photos, tmp_path / "whole", vit, denoiser, workers=0, **SHORT)
     for stop in (3, 6, 11):
         with pytest.raises(Cancelled):
@@ -157,6 +157,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(photos, tmp_path):
             )  # fmt: skip
     resumed = distill(photos, tmp_path / "stopped", vit, denoiser, memory=0, **SHORT)
     assert resumed.resumed_from == 8 and resumed.score == whole.score
+    assert denoiser.training and all(p.requires_grad for p in denoiser.parameters())  # the caller's own stays as it was
     for name in ("distilled.safetensors", "checkpoint-00000008.safetensors", "checkpoint-00000012.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
     with pytest.raises(InputError, match=r"denoiser\.fingerprint is "):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from dvt_fast import Denoiser, ViT
 from dvt_fast.cli import main
-from dvt_fast.errors import InputError
+from dvt_fast.errors import Cancelled, InputError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
@@ -171,6 +172,23 @@ def test_a_dataset_in_a_bucket(work, tmp_path):
 # Images that are not what they were
 
 
+def test_images_are_let_go_when_they_are_checked(work, tmp_path):
+    opened, alive = [], []
+
+    class Watched(PairDataset):
+        def open_image(self, i):
+            image = super().open_image(i)
+            opened.append(weakref.ref(image))
+            return image
+
+    def count(done, total, what):
+        if what == "images":
+            alive.append(sum(image() is not None for image in opened))
+
+    train(Watched(work / "semantics"), tmp_path, workers=1, progress=count, **(SHORT | {"steps": 1}))
+    assert len(alive) == 10 and max(alive) <= 2 and alive[-1] == 0
+
+
 def test_images_that_changed_or_vanished(run, work, tmp_path):
     shutil.copytree(work / "photos", tmp_path / "photos")
     (tmp_path / "photos" / "3.png").unlink()
@@ -183,6 +201,11 @@ def test_images_that_changed_or_vanished(run, work, tmp_path):
         f"  {tmp_path}/photos/3.png: no such file",
         f"  {tmp_path}/photos/5.png: its content has changed since its pair was made",
     ]
+    (tmp_path / "photos" / "4.png").unlink()
+    code, out, err = run("train", work / "semantics", "--images", "photos", "--out", "den", *ARGUMENTS)
+    assert (code, out) == (1, "") and err.count("\n") == 1
+    why = f"(3 cannot be used; the first: {tmp_path}/photos/3.png: no such file)"
+    assert f"other settings: the images are not the same, 8 there and 7 here {why}: give the same" in err
     shutil.rmtree(tmp_path / "photos")
     code, out, err = run("train", work / "semantics", "--images", "photos", "--out", "den2", *ARGUMENTS)
     assert (code, out) == (1, "") and err.count("\n") == 1
@@ -222,6 +245,7 @@ def test_an_image_that_changes_during_training(work, tmp_path):
         (["bad", "--on-the-fly"], "none of 1 images can be used; the first: "),
         (["SEMANTICS", "--weights", "random"], "the ViT of this dataset: made with other settings: vit.fingerprint is"),
         (["DATA", "--out", "text"], "text: is a file, expected a folder to write to"),
+        (["DATA", "--out", "s3://bucket/run"], "out must be a folder, got 's3://bucket/run', a URL"),
     ],
 )
 def test_one_line(run, work, tmp_path, args, message):
@@ -241,6 +265,11 @@ def test_one_line(run, work, tmp_path, args, message):
 def test_wrong_usage(run, work, args):
     code, _, err = run("train", *(work / "both" if arg == "DATA" else arg for arg in args))
     assert code == 2 and "Usage" in err
+
+
+def test_the_option_that_a_dataset_has_itself_is_named(run, work):
+    code, _, err = run("train", work / "both", "--weights", "a.pth", "--size", "64")
+    assert code == 2 and "Invalid value for --size: only with --on-the-fly" in err
 
 
 def test_a_dataset_of_another_vit_is_refused(run, work, tmp_path):
@@ -266,6 +295,28 @@ def files_of(out):
 def last_step(out):
     lines = (out / "log.jsonl").read_text().splitlines() if (out / "log.jsonl").is_file() else []
     return max((json.loads(line)["step"] for line in lines[:-1]), default=0)
+
+
+@pytest.mark.parametrize(
+    "given, variants, stage1",
+    [
+        ("semantics", 4, {}),
+        ("photos", 4, {"on_the_fly": True, "vit": VIT, "views": "realtime"}),
+        ("photos", 1, {"on_the_fly": True, "vit": VIT, "views": "realtime"}),
+    ],
+)
+def test_a_resumed_run_of_crops_equals_one_that_never_stopped(given, variants, stage1, work, tmp_path):
+    """Raw features computed anew, semantics too: what was kept in memory is found again, to the last bit."""
+    options = SHORT | {"variants": variants, "memory": 2_000_000} | stage1
+    for stop in (6, 11):
+        with pytest.raises(Cancelled):
+            train(
+                work / given, tmp_path / "stopped", workers=2,
+                progress=lambda done, total, what, stop=stop: (what, done) != ("steps", stop), **options,
+            )  # fmt: skip
+    assert train(work / given, tmp_path / "stopped", workers=0, **options).resumed_from == 8
+    train(work / given, tmp_path / "whole", **options)
+    assert files_of(tmp_path / "stopped") == files_of(tmp_path / "whole")
 
 
 def test_kill_9_between_checkpoints(work, tmp_path):
