@@ -371,6 +371,26 @@ def test_two_processes_are_as_one(work, tmp_path):
             assert line[number] == pytest.approx(other[number], rel=1e-4)
 
 
+def test_two_processes_go_on_where_only_the_first_has_the_checkpoints(work, tmp_path):
+    """As on two nodes without a shared folder: each process has its own current folder."""
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+    with pytest.raises(Cancelled):
+        train(work / "both", tmp_path / "0" / "out", progress=lambda done, *_: done < 6, **(SHORT | {"variants": 1}))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    args = ["bash", "-c", 'cd "$RANK" && exec "$@"', "bash", *command(work / "both", "--out", "out", *ARGUMENTS)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*launch, *args, "--variants=1", "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["resumed_from"] == 4 and list((tmp_path / "1").iterdir()) == []
+    one = train(work / "both", tmp_path / "one", **(SHORT | {"variants": 1}))
+    assert summary["score"] == pytest.approx(one.score, abs=1e-5)
+
+
 def test_a_batch_that_cannot_be_shared(work, tmp_path, monkeypatch):
     monkeypatch.setattr("dvt_fast.training.run.launch", lambda device, precision: SimpleNamespace(world_size=3))
     with pytest.raises(InputError, match="batch 4 does not divide into 3 processes"):

@@ -87,7 +87,8 @@ def train(
     `TrainingOptions`.
 
     With resume, a training that `out` holds goes on from its newest checkpoint, and one of other settings is refused;
-    without it, its checkpoints are deleted. Under torchrun every process calls this alike, and the first one writes.
+    without it, its checkpoints are deleted. Under torchrun every process calls this alike; the first one
+    alone reads and writes `out`, so that other nodes need not see that folder.
 
     progress: called as progress(done, total, "images" or "steps"); returning False stops with `Cancelled`. watch:
     called with each line of the log, a dict. Raises `InputError`, `NonFiniteError`, `WeightsError` and `OutputError`;
