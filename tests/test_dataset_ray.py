@@ -4,13 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from dataset_samples import TINY_ARGUMENTS, build, content, make_photos
-from dvt_fast import InputError, MissingExtraError
+from dvt_fast import DvtError, InputError, MissingExtraError, PairDataset
+from dvt_fast.dataset import cluster as cluster_module
 from dvt_fast.dataset.cluster import count_workers
 
 ray = pytest.importorskip("ray")
@@ -52,6 +55,8 @@ def test_an_actor_and_a_node_are_killed(cluster, photos, undisturbed, tmp_path):
 
     def kill_some(done, total, what):
         if done == 3:
+            wait_for(lambda: len(living()) == 2)
+            assert {actor["Address"]["NodeID"] for actor in living()} == {node.node_id for node in nodes}
             os.kill(living()[0]["Pid"], signal.SIGKILL)
         elif done == 12:
             seen.extend(actor["Address"]["NodeID"] for actor in living())
@@ -73,6 +78,48 @@ def test_an_actor_and_a_node_are_killed(cluster, photos, undisturbed, tmp_path):
     assert done.stdout.startswith(f"{COUNT + 2} images: 1 done, {COUNT - 1} done before, 1 duplicates, 1 failed")
     assert done.stderr == f"1 failed:\n  {photos}/bad.png: not an image that Pillow can read\n"  # and no word of Ray's
     assert content(tmp_path / "out") == undisturbed
+
+
+def test_every_node_goes(cluster, photos, tmp_path, monkeypatch):
+    """The run ends and says why; what is done stays."""
+    monkeypatch.setattr(cluster_module, "PATIENCE", 3.0)
+
+    def remove_all(done, total, what):
+        if done == 2:
+            for node in list(cluster.worker_nodes):
+                cluster.remove_node(node, allow_graceful=False)
+
+    with pytest.raises(DvtError, match=r"^the Ray cluster has no node left with 1 CPU for a worker: add one, and run"):
+        build(photos, tmp_path / "out", engine="ray", address=cluster.address, workers=None, progress=remove_all)
+    assert len(PairDataset(tmp_path / "out")) >= 2
+
+
+def test_nothing_is_free_for_a_while(cluster, photos, tmp_path, monkeypatch, capsys):
+    """Others have every core of the cluster: that is waited for, and said once."""
+    monkeypatch.setattr(cluster_module, "PATIENCE", 0.5)
+
+    class Holder:
+        def ready(self):
+            pass
+
+    ray.init(address=cluster.address, log_to_driver=False)
+    holders = [ray.remote(num_cpus=1)(Holder).remote() for _ in range(2)]
+    ray.get([holder.ready.remote() for holder in holders])
+    end = threading.Timer(4.0, lambda: [ray.kill(holder) for holder in holders])
+    end.start()
+    try:
+        summary = build(photos / "p01.png", tmp_path / "out", engine="ray", workers=1)
+    finally:
+        end.join()
+    assert summary.made == 1
+    assert capsys.readouterr().err.count("waiting for 1 free CPU on the Ray cluster") == 1
+
+
+def wait_for(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
 
 
 def living() -> list[dict]:
@@ -112,6 +159,19 @@ def test_actors_and_their_share_of_a_gpu(resources, workers, threads, device, ex
 def test_a_cluster_that_cannot_do_it(resources, device, message):
     with pytest.raises(InputError, match=f"^{message}$"):
         count_workers(SimpleNamespace(cluster_resources=lambda: resources), None, 2, device)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"workers": 0}, "workers 0 computes in this process, and engine 'ray' in actors: expected 1 or more, or None"),
+        ({"workers": 1, "device": "cuda:1"}, "device 'cuda:1': Ray gives each actor its GPU, expected 'cuda'"),
+    ],
+)
+def test_what_actors_cannot_be(photos, tmp_path, options, message):
+    with pytest.raises(InputError, match=f"^{message}$"):
+        build(photos, tmp_path / "out", engine="ray", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_ray(photos, tmp_path, monkeypatch):
