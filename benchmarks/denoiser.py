@@ -165,17 +165,17 @@ def storage(work: Path, steps: int) -> dict:
     reference = 2 * 4 * test.raw[0].size
     whole = {"variants": 1, "every": max(1, steps // 5), "patience": steps}  # the best of five: it is overfitted later
     crops = {"variants": VARIANTS, "every": steps}
-    for keep, dtype, how in (("both", "float16", whole), ("semantics", "float16", crops), ("semantics", "int8", crops)):
-        shared = keep == "semantics" and dtype == "float16"  # with `compare`, as is its training
-        name = "train" if shared else f"train-{keep}-{dtype}"
-        dataset = pairs(work, name, train_images, False, keep=keep, dtype=dtype)
+    for dtype, how in (("float16", whole), ("float16", crops), ("int8", crops)):
+        name = "train" if dtype == "float16" else "train-semantics-int8"  # the first is that of `compare`
+        dataset = pairs(work, name, train_images, False, keep="semantics", dtype=dtype)
         size = float(np.mean([record.file_bytes for record in dataset.records]))
-        run = work / ("run-block-norm=False-0" if shared else f"run-{keep}-{dtype}-{how['variants']}")
+        shared = dtype == "float16" and how is crops  # so is this training
+        run = work / ("run-block-norm=False-0" if shared else f"run-semantics-{dtype}-{how['variants']}")
         result = train(dataset, run, steps=steps, batch=BATCH, **how)
         row = test.score(denoised(Denoiser.from_checkpoint(result.file), test.raw))
         row |= {"bytes": size, "times_smaller": reference / size}
         del row["each"]
-        name = f"{keep}, {dtype}, " + ("whole images" if how is whole else f"{VARIANTS} views of each image")
+        name = f"semantics, {dtype}, " + ("whole images" if how is whole else f"{VARIANTS} views of each image")
         out[name] = row
         print(f"{name:42} {size / 1e3:6.1f} kB an image, {reference / size:.2f} times smaller, "
               f"cosine {row['cosine']:.4f}", flush=True)  # fmt: skip

@@ -5,6 +5,7 @@ import re
 import sys
 
 import pytest
+from PIL import Image
 
 from dataset_samples import TINY_ARGUMENTS, content
 from dvt_fast import PairDataset
@@ -101,3 +102,15 @@ def test_a_line_now_and_then_where_there_is_no_terminal(run, dataset_photos, mon
     _, _, err = run(*sorted(dataset_photos.glob("p0[12].png")), "--out", "o", *TINY_ARGUMENTS, "--workers", 0)
     first, second = err.splitlines()
     assert first.startswith("1 of 2 images, ") and re.fullmatch(r"2 of 2 images, \S+/s, 0:00:00 left", second)
+
+
+def test_a_run_that_finished_nothing_binds_nobody(run, tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_text("no image")
+    code, *_ = run("bad", *TINY_ARGUMENTS, "--workers", 0, "--out", "out")
+    assert code == 1 and (tmp_path / "out" / "dataset.json").is_file()
+    Image.new("RGB", (80, 60), "red").save(tmp_path / "bad" / "a.png")
+    code, *_ = run("bad", *TINY_ARGUMENTS, "--workers", 0, "--dtype", "int8", "--out", "out")
+    assert code == 0 and PairDataset(tmp_path / "out").settings["dtype"] == "int8"
+    code, _, err = run("bad", *TINY_ARGUMENTS, "--workers", 0, "--out", "out")
+    assert code == 1 and 'dtype is "int8" there and "float16" here' in err

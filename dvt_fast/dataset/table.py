@@ -30,11 +30,13 @@ class Table:
     ):
         self.store, self.made_with, self.sources = store, made_with, sources
         content = settings.read(store)
+        if content is not None and not store.list(FOLDER):
+            content = None  # nothing was finished: a run that failed at once binds nobody to what it was asked for
         if content is not None:
             settings.refuse_others(store.url, content["settings"], made_with)
         self._saved = store.read_or_none(manifest.FILE)
         earlier: dict[str, Record] = {}
-        if self._saved is not None:
+        if self._saved is not None and content is not None:
             try:
                 rows = manifest.parse(self._saved, store.locate(manifest.FILE), made_with)
             except manifest.Damaged:  # the pairs' own files say it all again
