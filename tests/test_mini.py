@@ -4,15 +4,21 @@ import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import dvt_fast
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
 from safetensors import safe_open  # noqa: E402
 from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
+from dvt_fast.denoiser import load_denoiser  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[1]
 ASSET = ROOT / "dvt_fast" / "assets" / "dvt_mini.safetensors"
+CORNERS = ([0, 0, -1, -1], [0, -1, 0, -1])
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +78,28 @@ def test_training_writes_a_file_that_loads(train_mini, shared_data, tmp_path, mo
     train_mini.main()
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert all(value.isfinite().all() for value in train_mini.load_student(path).state_dict().values())
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_denoisers_that_come_with_it_clean_a_photo(norm):
+    """Of a photograph that nothing was trained on; the corners are where the artifacts are giant before the norm."""
+    data = pytest.importorskip("skimage").data
+    vit = dvt_fast.ViT("dvt_mini", norm=norm)
+    denoiser = load_denoiser(None, vit)
+    assert denoiser.meta["vit"]["fingerprint"] == vit.fingerprint and denoiser.kind == "block"
+    found = dvt_fast.decompose(data.astronaut(), vit)
+    before, after = (cosine(features, found.semantics) for features in (found.raw, denoiser.denoise(found.raw)))
+    assert after.mean() > before.mean() + 0.08
+    assert after[CORNERS].mean() > 0.7 > 0.3 > before[CORNERS].mean()
+
+
+def test_the_denoisers_are_small():
+    files = sorted(ASSET.parent.glob("dvt_mini_denoiser*.safetensors"))
+    assert len(files) == 2 and sum(file.stat().st_size for file in files) < 4_000_000
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            assert {opened.get_slice(name).get_dtype() for name in opened.keys()} == {"F16"}  # noqa: SIM118
+
+
+def cosine(a, b):
+    return (a * b).sum(-1) / np.maximum(np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1), 1e-12)

@@ -17,7 +17,11 @@ def command(
     ],
     denoiser: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="The denoiser of this ViT.", show_default="the one that comes with dvt_mini"),
+        typer.Option(
+            metavar="FILE",
+            help="A file, hf://OWNER/REPO/path, voc_denoised or imgnet_denoised.",
+            show_default="the one that comes with dvt_mini",
+        ),
     ] = None,
     out: Annotated[str, typer.Option(metavar="FOLDER", help="The folder to write to.")] = "distilled",
     vit: common.Name = "dvt_mini",

@@ -97,7 +97,7 @@ def command(
         paths: Any = data
         model: Any = common.vit_options(vit, weights, size, layer, norm, stride)
     else:
-        given = [name for name in STAGE1 if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+        given = [name for name in STAGE1 if common.is_given(context, name)]
         given = [name for name in given if name != "weights"]
         if given:
             raise typer.BadParameter("only with --on-the-fly: a dataset has its own", param_hint=f"--{given[0]}")
