@@ -62,7 +62,9 @@ def test_an_actor_and_a_node_are_killed(cluster, photos, undisturbed, tmp_path):
             seen.extend(actor["Address"]["NodeID"] for actor in living())
             cluster.remove_node(nodes[0], allow_graceful=False)
 
-    summary = build(photos, tmp_path / "out", engine="ray", address=cluster.address, workers=None, progress=kill_some)
+    summary = build(
+        photos, tmp_path / "out", engine="ray", address=cluster.address, workers=None, retries=8, progress=kill_some
+    )
     assert seen and set(seen) <= {node.node_id for node in nodes}
     # a pair that was written, and its worker killed before it could say so, is found
     assert (summary.made + summary.skipped, len(summary.failed)) == (COUNT, 1)
