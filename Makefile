@@ -10,6 +10,7 @@ PY := $(VENV)/bin/python
 export PATH := $(VENV)/bin:$(PATH)
 
 # What pyproject.toml asks for under [build-system]: installed here, so that a rebuild after an edit takes seconds.
+S3_TEST := boto3 "moto[server]>=5" "s3fs[boto3]>=2024.2"
 BUILD_TOOLS := "setuptools>=77" "pybind11>=2.13" "cmake>=3.18" "ninja"
 # A stamp says that this checkout is installed in that environment with that extra.
 STAMP := $(VENV)/.dvt-fast$(subst /,-,$(CURDIR))
@@ -74,6 +75,7 @@ $(STAMP)-demo: pyproject.toml | $(PY)
 
 $(STAMP)-dev: pyproject.toml | $(PY)
 	$(call install,dev)
+	$(PY) -m pip install --quiet --disable-pip-version-check $(S3_TEST)
 	@touch $(STAMP)-demo $@
 
 # For the demo, after an edit; the install has built it already.
