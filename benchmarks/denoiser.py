@@ -40,6 +40,7 @@ from dvt_fast.training import train
 CORNERS = (slice(None), [0, 0, -1, -1], [0, -1, 0, -1])
 VARIANTS = 8
 BATCH = 16
+NORMS = {"before": False, "after": True}
 
 
 def split() -> tuple[list[Path], list[Path]]:
@@ -95,12 +96,12 @@ def denoised(denoiser: Denoiser, raw: np.ndarray) -> np.ndarray:
     return np.concatenate([denoiser.denoise(raw[i : i + 16]) for i in range(0, len(raw), 16)])
 
 
-def compare(work: Path, steps: int, kinds: list[str], seeds: int) -> dict:
-    """Every kind of denoiser on both norm settings."""
+def compare(work: Path, steps: int, kinds: list[str], seeds: int, norms: list[bool]) -> dict:
+    """Every kind of denoiser, on features before or after the final norm."""
     train_images, test_images = split()
     out: dict = {"train_images": len(train_images), "test_images": len(test_images), "steps": steps, "batch": BATCH}
     made: dict[str, Denoiser] = {}
-    for norm in (False, True):
+    for norm in norms:
         dataset = pairs(work, "train", train_images, norm, keep="semantics")
         test = Test(pairs(work, "test", test_images, norm))
         known = dvt_fast.ArtifactMap.calibrate(load_vit(norm), train_images[:: len(train_images) // 20][:20])
@@ -199,6 +200,7 @@ def main() -> None:
     parser.add_argument("what", nargs="*", default=["compare", "storage"])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
+    parser.add_argument("--norms", nargs="*", default=list(NORMS), choices=list(NORMS))
     parser.add_argument("--seeds", type=int, default=2, help="runs of the block, to see what chance does")
     parser.add_argument("--work", type=Path, help="where data sets and runs are kept; a temporary folder by default")
     parser.add_argument("--json", type=Path)
@@ -209,7 +211,9 @@ def main() -> None:
         work = arguments.work or Path(temporary)
         out: dict = {}
         if "compare" in arguments.what:
-            out["compare"] = compare(work, arguments.steps, arguments.kinds, arguments.seeds)
+            out["compare"] = compare(
+                work, arguments.steps, arguments.kinds, arguments.seeds, [NORMS[name] for name in arguments.norms]
+            )
         if "storage" in arguments.what:
             out["storage"] = storage(work, arguments.steps)
     save(arguments.json, out)
