@@ -12,7 +12,7 @@ export PATH := $(VENV)/bin:$(PATH)
 # What pyproject.toml asks for under [build-system]: installed here, so that a rebuild after an edit takes seconds.
 BUILD_TOOLS := "setuptools>=77" "pybind11>=2.13" "cmake>=3.18" "ninja"
 # The extra s3test.
-S3_TEST := boto3 "moto[server]>=5" "s3fs[boto3]>=2024.2"
+S3_TEST := "aiobotocore[boto3]" boto3 "moto[server]>=5"
 # A stamp says that this checkout is installed in that environment with that extra.
 STAMP := $(VENV)/.dvt-fast$(subst /,-,$(CURDIR))
 CONSTRAINTS := $(VENV)/.dvt-fast-constraints.txt

@@ -103,7 +103,7 @@ def compare(work: Path, steps: int, kinds: list[str], seeds: int, norms: list[bo
     made: dict[str, Denoiser] = {}
     for norm in norms:
         dataset = pairs(work, "train", train_images, norm, keep="semantics")
-        test = Test(pairs(work, "test", test_images, norm))
+        test = Test(pairs(work, "test", test_images, norm, keep="both"))
         known = dvt_fast.ArtifactMap.calibrate(load_vit(norm), train_images[:: len(train_images) // 20][:20])
         rows = {"raw": test.score(test.raw), "stage 1": test.score(test.semantics)}
         rows["ArtifactMap, 20 images"] = test.score(known.subtract(test.raw))
@@ -161,7 +161,7 @@ def cost(made: dict[str, Denoiser]) -> dict:
 def storage(work: Path, steps: int) -> dict:
     """The block, after each way of storing its pairs; before the final norm, where tokens differ most in size."""
     train_images, test_images = split()
-    test = Test(pairs(work, "test", test_images, False))
+    test = Test(pairs(work, "test", test_images, False, keep="both"))
     out: dict = {}
     reference = 2 * 4 * test.raw[0].size
     whole = {"variants": 1, "every": max(1, steps // 5), "patience": steps}  # the best of five: it is overfitted later
