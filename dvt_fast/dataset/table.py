@@ -30,19 +30,19 @@ class Table:
     ):
         self.store, self.made_with, self.sources = store, made_with, sources
         content = settings.read(store)
-        if content is not None and not store.list(FOLDER):
-            content = None  # nothing was finished: a run that failed at once binds nobody to what it was asked for
-        if content is not None:
+        # Where nothing was finished, a run that failed at once binds nobody to what it was asked for.
+        unfinished = content is not None and not store.list(FOLDER)
+        if content is not None and not unfinished:
             settings.refuse_others(store.url, content["settings"], made_with)
         self._saved = store.read_or_none(manifest.FILE)
         earlier: dict[str, Record] = {}
-        if self._saved is not None and content is not None:
+        if self._saved is not None and not unfinished:
             try:
                 rows = manifest.parse(self._saved, store.locate(manifest.FILE), made_with)
             except manifest.Damaged:  # the pairs' own files say it all again
                 rows = []
             earlier = {row.place: row for row in rows if row.hash is not None}
-        if content is None:
+        if content is None or unfinished:
             store.write(settings.FILE, settings.to_bytes(made_with, vit_options))
         sizes = store.list(FOLDER) if earlier else {}
 
