@@ -92,7 +92,15 @@ def test_every_node_goes(cluster, photos, tmp_path, monkeypatch):
                 cluster.remove_node(node, allow_graceful=False)
 
     with pytest.raises(DvtError, match=r"^the Ray cluster has no node left with 1 CPU for a worker: add one, and run"):
-        build(photos, tmp_path / "out", engine="ray", address=cluster.address, workers=None, progress=remove_all)
+        build(
+            photos,
+            tmp_path / "out",
+            engine="ray",
+            address=cluster.address,
+            workers=None,
+            retries=1000,
+            progress=remove_all,
+        )
     assert len(PairDataset(tmp_path / "out")) >= 2
 
 
