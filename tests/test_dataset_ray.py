@@ -1,5 +1,6 @@
 """Pairs made on a Ray cluster: a head and two workers as real processes, one of which is killed while it works."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -88,8 +89,12 @@ def test_every_node_goes(cluster, photos, tmp_path, monkeypatch):
 
     def remove_all(done, total, what):
         if done == 2:
+            wait_for(lambda: len(living()) == 2)
+            actors = [actor["Pid"] for actor in living()]
             for node in list(cluster.worker_nodes):
                 cluster.remove_node(node, allow_graceful=False)
+            for pid in actors:  # they outlive their node for a moment, in which all these small images could be done
+                kill(pid)
 
     with pytest.raises(DvtError, match=r"^the Ray cluster has no node left with 1 CPU for a worker: add one, and run"):
         build(
@@ -123,6 +128,11 @@ def test_nothing_is_free_for_a_while(cluster, photos, tmp_path, monkeypatch, cap
         end.join()
     assert summary.made == 1
     assert capsys.readouterr().err.count("waiting for 1 free CPU on the Ray cluster") == 1
+
+
+def kill(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def wait_for(condition, seconds=60.0):
