@@ -50,17 +50,17 @@ struct BlockWeights {
 // Rotary positions of the patches (not of other tokens): the angle of pair j of a head's channels at patch (y, x) is
 // place_y * bands[j] for the first head_dim / 4 pairs and place_x * bands[j - head_dim / 4] for the others.
 struct Rotary {
-  // How a place follows from an index i of n patches; `reference` is the number of patches in training, an axis.
-  //   index:    i * reference / n                  (EVA-02)
-  //   middle:   (i + 0.5) * reference / n          (the denoiser of kind "rotary")
-  //   centered: 2 * (i + 0.5) / n - 1              (DINOv3)
-  enum class Places { index, middle, centered };
+  // The place of index i of an axis with n patches is (i + offset) * reference / n + shift, where reference is, for an
+  // axis, the number of patches in training; 0 stands for n itself.
+  //   EVA-02:                         offset 0,   reference 16, shift 0
+  //   DINOv3:                         offset 0.5, reference 2,  shift -1: patch centres from -1 to 1
+  //   the denoiser of kind "rotary":  offset 0.5, reference: its grid, shift 0
+  double offset = 0.5, shift = 0;
+  std::array<double, 2> reference = {0, 0};  // (y, x)
   // Which channels make a pair: (j, j + head_dim / 2), or (2 j, 2 j + 1).
   enum class Pairs { halves, neighbours };
-  Places places = Places::middle;
   Pairs pairs = Pairs::halves;
-  std::array<double, 2> reference = {1, 1};  // (y, x)
-  std::vector<float> bands;                  // [head_dim / 4]
+  std::vector<float> bands;  // [head_dim / 4]
 };
 
 // Tokens in, tokens out: the blocks of a ViT or of a denoiser.
