@@ -49,7 +49,8 @@ class ViT:
     seed: for weights="random".
 
     Attributes: name, size, patch_size, stride and grid, each (height, width); depth (blocks), layer (from 0), dim
-    (channels of the features), n_prefix (class and register tokens), mean, std, device, and model, the timm module.
+    (channels of the features), n_prefix (class and register tokens), mean, std, device, model, the timm module, and
+    loaded_grid, what its position embeddings were loaded for.
 
     Raises `InputError` (an unknown name, with the nearest ones; a size, stride, layer or device that cannot be),
     `WeightsError` (weights that cannot be found, read or fitted) and `MissingExtraError` (no torch or timm).
@@ -80,6 +81,7 @@ class ViT:
         self.size = pair(patch_embed.img_size if size is None else size, "size")
         self.stride = self.patch_size if stride is None else pair(stride, "stride")
         self.grid = _grid(self.size, self.patch_size, self.stride)
+        self.loaded_grid: tuple[int, int] = tuple(patch_embed.grid_size)
         _set_grid(self.model, self.grid, self.stride)
         now = self.model.state_dict()
         # Embeddings from before they were resampled: the fingerprint is of the weights, whatever the size.
@@ -156,8 +158,13 @@ class ViT:
         """16 hex digits that stand for the weights which the features depend on: the blocks up to `layer`, what comes
         before them, and the norm where it is used. The same at any size, stride and device; found when first asked for,
         so not of weights that are trained afterwards."""
+        return vit_weights.fingerprint(self.used_tensors())
+
+    def used_tensors(self) -> dict[str, torch.Tensor]:
+        """The weights that the features depend on, by their names in `model`; the position embedding as it was loaded,
+        for `loaded_grid`."""
         state = self.model.state_dict() | self._as_loaded
-        return vit_weights.fingerprint({key: value for key, value in state.items() if self._uses(key)})
+        return {key: value for key, value in state.items() if self._uses(key)}
 
     def _uses(self, key: str) -> bool:
         part, _, rest = key.partition(".")

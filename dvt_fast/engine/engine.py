@@ -1,0 +1,214 @@
+"""`Engine` and `Session`: denoised features of frames through the native code; torch is not needed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import arrays
+from ..errors import DvtError, InputError, WeightsError
+
+if TYPE_CHECKING:
+    from ..denoiser import Denoiser
+    from ..vit import ViT
+
+DTYPES = ("float32", "float16", "bfloat16")
+INPUTS = ("image", "normalized", "features")
+
+
+class Engine:
+    """The weights of a ViT, of a denoiser, or of one after the other, packed for this processor.
+
+    Immutable, and shared by any number of sessions and threads. Made by `load` from a file and by `from_vit` from
+    models in memory.
+
+    Attributes: has_vit, has_denoiser; dim (channels of the features); dtype (how weights are kept: the arithmetic is
+    float32); image_size, (height, width) that the ViT was exported for, or None; source, what the file says of where
+    the weights are from.
+    """
+
+    def __init__(self, data: bytes, dtype: str = "float32", *, name: str = "engine"):
+        from .. import _native
+
+        if dtype not in DTYPES:
+            raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        try:
+            self._model = _native.EngineModel.from_bytes(data, dtype)
+        except DvtError as error:
+            raise WeightsError(f"{name}: {error}") from None
+        self._data = data
+        self.dtype = dtype
+        self.has_vit: bool = self._model.has_vit
+        self.has_denoiser: bool = self._model.has_denoiser
+        self.dim: int = self._model.dim
+        self.image_size: tuple[int, int] | None = self._model.image_size
+        self.source: Mapping[str, Any] = json.loads(self._model.metadata or "{}")
+
+    @classmethod
+    def load(
+        cls, source: str | os.PathLike[str] | bytes | Denoiser, *, device: str = "cpu", dtype: str = "float32"
+    ) -> Engine:
+        """An engine from an engine file (or its bytes), a denoiser's file, or a `Denoiser`.
+
+        An engine file needs neither torch nor timm; the other two are exported first, which does. Raises
+        `WeightsError`, one line: no such file, cut, foreign, of a newer version, not finite.
+        """
+        if device != "cpu":
+            raise InputError(f"device {device!r}: this build computes on the CPU only, expected 'cpu'")
+        if isinstance(source, bytes):
+            return cls(source, dtype, name="the given bytes")
+        if not isinstance(source, (str, os.PathLike)):
+            from .export import to_bytes
+
+            return cls(to_bytes(None, source), dtype, name="the given denoiser")
+        path = Path(source)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise WeightsError(f"{path}: {error.strerror or error}") from None
+        if _format(data) != "dvt_fast.engine" and path.suffix in (".safetensors", ".pth", ".pt"):
+            if _format(data) == "dvt_fast.denoiser" or path.suffix != ".safetensors":
+                from ..denoiser import Denoiser
+                from .export import to_bytes
+
+                data = to_bytes(None, Denoiser.from_checkpoint(path))
+        return cls(data, dtype, name=str(path))
+
+    @classmethod
+    def from_vit(cls, vit: ViT, denoiser: Denoiser | None = None, *, dtype: str = "float32") -> Engine:
+        """A `ViT` and perhaps a denoiser for its features, as an engine.
+
+        Raises `InputError` that names the layer where the engine does not know one of the ViT's.
+        """
+        from .export import to_bytes
+
+        return cls(to_bytes(vit, denoiser), dtype, name=vit.name)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the engine file, whole or not at all; for `load`, and for C and C++ (`dvt_model_load`)."""
+        from ..files import write_whole
+
+        write_whole(path, self._data)
+
+    def session(
+        self,
+        *,
+        input: str | None = None,
+        size: int | tuple[int, int] | None = None,
+        grid: tuple[int, int] | None = None,
+        batch: int = 1,
+        threads: int | None = None,
+        max_source: tuple[int, int] = (2160, 3840),
+    ) -> Session:
+        """Everything that depends on the size of the frames, made once.
+
+        input: "image" (the default with a ViT), pixels of any size up to max_source (height, width), which are resized
+        and normalised; "normalized", images as `ViT.transform` makes them; "features", for the denoiser alone.
+        size: of the image that the ViT sees, an int or (height, width); None is `image_size`. grid: (h, w) of the
+        features, needed with input="features". threads: of this session; None is `dvt_fast.get_num_threads()`.
+        """
+        return Session(self, input, size, grid, batch, threads, max_source)
+
+    def __repr__(self) -> str:
+        parts = " + ".join(name for name, has in (("ViT", self.has_vit), ("denoiser", self.has_denoiser)) if has)
+        return f"Engine({parts}, dim={self.dim}, dtype={self.dtype!r})"
+
+
+class Session:
+    """One stream of frames through an engine; made by `Engine.session`, which has the arguments.
+
+    `run` allocates nothing but the array that it returns, and gives the same bits for the same frame with any number
+    of threads. A session serves one caller at a time; a second thread is refused with `DvtError`.
+
+    Attributes: engine, input, size (of the ViT's image, or None), grid (h, w), dim, batch, threads, workspace_bytes.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        input: str | None,
+        size: int | tuple[int, int] | None,
+        grid: tuple[int, int] | None,
+        batch: int,
+        threads: int | None,
+        max_source: tuple[int, int],
+    ):
+        from .. import _native
+        from ..runtime import get_num_threads
+
+        self.engine = engine
+        self.input = input or ("image" if engine.has_vit else "features")
+        if self.input not in INPUTS:
+            raise InputError(f"input must be one of {', '.join(INPUTS)}, got {input!r}")
+        if self.input == "features" and grid is None:
+            raise InputError("a session on features needs grid=(h, w), the shape of the features without channels")
+        self._native = _native.EngineSession(
+            engine._model,
+            input=self.input,
+            size=_pair(size, "size"),
+            grid=_pair(grid, "grid"),
+            batch=_int(batch, "batch"),
+            threads=_int(get_num_threads() if threads is None else threads, "threads"),
+            max_source=_pair(max_source, "max_source"),
+        )
+        self.size: tuple[int, int] | None = None if self.input == "features" else self._native.size
+        self.grid: tuple[int, int] = self._native.grid
+        self.dim = engine.dim
+        self.batch = batch
+        self.threads: int = get_num_threads() if threads is None else threads
+        self.workspace_bytes: int = self._native.workspace_bytes
+
+    def run(self, x: Any, out: Any = None, stream: None = None, *, raw: Any = None) -> Any:
+        """Features of one frame or batch: float32 [B, h, w, C], or [h, w, C] where x has no batch.
+
+        x: for "image" uint8 [H, W, 3] or [B, H, W, 3], or float32 [3, H, W] or [B, 3, H, W] in [0, 1], RGB; for
+        "normalized" floats [B, 3, height, width]; for "features" floats [B, h, w, C]; each also without B where batch
+        is 1. NumPy, torch or anything with DLPack, any strides. out, raw: arrays of the result's shape (float32 or
+        float16, any strides) to fill with the result and with the ViT's own features; out is returned where given.
+        stream: for other devices; None here.
+
+        Raises `InputError` for another shape or type and `NonFiniteError` where the result holds NaN or infinity.
+        """
+        if stream is not None:
+            raise InputError("stream: a session on the CPU has none, expected None")
+        array = arrays.to_numpy(x, "x")
+        if array.dtype == np.float64:
+            array = array.astype(np.float32)
+        shape = (*self.grid, self.dim)
+        result = np.empty((self.batch, *shape) if array.ndim == 4 else shape, np.float32)
+        target = result if out is None else arrays.writable(out, "out")
+        self._native.run(array, target, None if raw is None else arrays.writable(raw, "raw"))
+        return arrays.like(result, x) if out is None else out
+
+    def __repr__(self) -> str:
+        return f"Session({self.engine!r}, input={self.input!r}, grid={self.grid}, batch={self.batch})"
+
+
+def _format(data: bytes) -> str | None:
+    """What our header in a safetensors file says that the file is."""
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return json.loads(header["__metadata__"]["dvt_fast"])["format"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _int(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**31:
+        raise InputError(f"{name} must be a whole number, got {value!r}")
+    return int(value)
+
+
+def _pair(value: Any, name: str) -> tuple[int, int]:
+    """(height, width), (0, 0) for None."""
+    if value is None:
+        return 0, 0
+    values = (value, value) if isinstance(value, (int, np.integer)) else tuple(value) if np.iterable(value) else ()
+    if len(values) != 2:
+        raise InputError(f"{name} must be (height, width), got {value!r}")
+    return _int(values[0], name), _int(values[1], name)
