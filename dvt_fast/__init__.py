@@ -19,10 +19,13 @@ _NAMES = {
     "solve": "stage1",
     "decompose": "stage1",
     "denoise": "stage2",
+    "Stream": "stream",
     "Decomposition": "decomposition",
     "Denoised": "stage2",
     "ArtifactMap": "artifact_map",
     "Denoiser": "denoiser",
+    "Engine": "engine",
+    "Session": "engine",
     "HashGrid": "hash_grid",
     "PairDataset": "dataset",
     "build_dataset": "dataset",
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
     from .dataset import check_dataset as check_dataset
     from .decomposition import Decomposition as Decomposition
     from .denoiser import Denoiser as Denoiser
+    from .engine import Engine as Engine
+    from .engine import Session as Session
     from .errors import Cancelled as Cancelled
     from .errors import DvtError as DvtError
     from .errors import InputError as InputError
@@ -64,6 +69,7 @@ if TYPE_CHECKING:
     from .stage1 import solve as solve
     from .stage2 import Denoised as Denoised
     from .stage2 import denoise as denoise
+    from .stream import Stream as Stream
     from .training import distill as distill
     from .training import train as train
     from .views import Views as Views

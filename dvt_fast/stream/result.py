@@ -10,12 +10,12 @@ import numpy as np
 
 @dataclass(eq=False, slots=True)
 class Result:
-    """The features of one frame, and when they came.
+    """The features of one frame, and when they came. Times are in seconds, stamps those of `time.monotonic()`.
 
     id, image, captured, stamp, meta: those of the `Frame`. features: float32 [h, w, C]. raw: [h, w, C], the ViT's own
-    features, where the stream was asked for them. started, finished: when work on the frame began and ended, by
-    `time.monotonic()`. age: seconds from the capture to the moment that the reader got the result. late: whether that is
-    more than the stream's deadline. drops_before: frames that were dropped between the last result and this one.
+    features, where the stream was asked for them. started, finished: when work on the frame began and ended. age: from
+    the capture to the moment that the reader got the result. missed_deadline: whether that is more than the stream's
+    deadline. drops_before: frames that were dropped between the last result and this one.
 
     The arrays belong to whoever holds them: their memory serves a later frame only after the last reference to them
     (views and tensors that share it among them) is gone.
@@ -30,13 +30,13 @@ class Result:
     started: float = 0.0
     finished: float = 0.0
     age: float = 0.0
-    late: bool = False
+    missed_deadline: bool = False
     drops_before: int = 0
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
     def latency(self) -> float:
-        """Seconds from the capture of the frame to its features."""
+        """From the capture of the frame to its features."""
         return self.finished - self.captured
 
     def __repr__(self) -> str:

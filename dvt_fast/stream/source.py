@@ -36,16 +36,23 @@ class Frame:
 
 @runtime_checkable
 class Source(Protocol):
-    """Where frames come from.
+    """Where frames come from. The first three may be plain attributes."""
 
-    live: True where frames arrive at their own time, whether or not somebody reads them (a camera); False where they
-    wait to be read (a file). frames: how many there will be, None where nobody knows. lost: how many frames the source
-    itself has lost so far, by cause ("corrupt"); only ever grows.
-    """
+    @property
+    def live(self) -> bool:
+        """True where frames arrive at their own time, whether or not somebody reads them (a camera); False where they
+        wait to be read (a file)."""
+        ...
 
-    live: bool
-    frames: int | None
-    lost: Mapping[str, int]
+    @property
+    def frames(self) -> int | None:
+        """How many there will be, lost ones among them; None where nobody knows."""
+        ...
+
+    @property
+    def lost(self) -> Mapping[str, int]:
+        """How many frames the source itself has lost so far, by cause ("corrupt"); only ever grows."""
+        ...
 
     def read(self) -> Frame | None:
         """The next frame, waited for where it is not there yet; None after the last one and after `close`.
