@@ -50,5 +50,6 @@ void bind_linalg(py::module_& m);
 void bind_field(py::module_& m);
 void bind_hashgrid(py::module_& m);
 void bind_direct(py::module_& m);
+void bind_transformer(py::module_& m);
 
 }  // namespace dvt::bindings

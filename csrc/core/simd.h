@@ -9,8 +9,10 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__F16C__)
+#if defined(__SSE2__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if !defined(DVT_ISA)
@@ -53,8 +55,34 @@ DVT_INLINE vfloat load_partial(const float* p, int n) {
   return v;
 }
 DVT_INLINE void store_partial(float* p, vfloat v, int n) { std::memcpy(p, &v, static_cast<size_t>(n) * sizeof(float)); }
-DVT_INLINE vfloat vmax(vfloat a, vfloat b) { return a > b ? a : b; }
-DVT_INLINE vfloat vmin(vfloat a, vfloat b) { return a < b ? a : b; }
+// The larger, the smaller: a > b ? a : b and a < b ? a : b, which GCC makes three instructions of. Where b is NaN the
+// result is; where only a is, the result is b on some processors and NaN on others. So a limit stands first.
+DVT_INLINE vfloat vmax(vfloat a, vfloat b) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#elif defined(__SSE2__)
+  return _mm_max_ps(a, b);
+#elif defined(__aarch64__)
+  return (vfloat)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+DVT_INLINE vfloat vmin(vfloat a, vfloat b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#elif defined(__SSE2__)
+  return _mm_min_ps(a, b);
+#elif defined(__aarch64__)
+  return (vfloat)vminq_f32((float32x4_t)a, (float32x4_t)b);
+#else
+  return a < b ? a : b;
+#endif
+}
 DVT_INLINE vfloat vsqrt(vfloat x) {
 #if defined(__AVX512F__)
   return _mm512_sqrt_ps(x);

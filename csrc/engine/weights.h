@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "core/status.h"
+#include "transformer/activation/activation.h"
 
 namespace dvt {
 
@@ -29,8 +30,6 @@ struct LinearWeights {
   std::vector<float> weight;  // [out, in]
   std::vector<float> bias;    // [out], or empty
 };
-
-enum class Activation { gelu, gelu_tanh, quick_gelu, silu, relu };  // gelu: the exact one; quick: x sigmoid(1.702 x)
 
 // x + scale1 * proj(attention(norm1(x))), then x + scale2 * fc2(mlp_norm(activation(fc1(norm2(x))))).
 struct BlockWeights {
