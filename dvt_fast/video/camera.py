@@ -18,6 +18,9 @@ from .decoding import DecodedSource, open_container
 
 POLL = 0.002  # seconds
 
+# FFmpeg's flags by their values: it has no name for the first among its options, and PyAV's names changed.
+FORMAT_NONBLOCK, CODEC_LOW_DELAY = 1 << 2, 1 << 19
+
 
 class Camera(DecodedSource):
     """The frames of a camera as they come. Needs PyAV, from the extra [video].
@@ -35,7 +38,7 @@ class Camera(DecodedSource):
         self._stopped = threading.Event()
         self._timeout = timeout
         device = device_of(name)
-        options = {"fflags": "nonblock+nobuffer"}
+        options = {"fflags": str(FORMAT_NONBLOCK)}
         if size is not None:
             options["video_size"] = f"{size[1]}x{size[0]}"
         if rate is not None:
@@ -44,7 +47,7 @@ class Camera(DecodedSource):
             raise InputError(f"{name}: no such camera")
         container = open_container(name, device, "a camera", format="video4linux2", options=options, timeout=timeout)
         super().__init__(name, container, live=True)
-        self._stream.codec_context.flags |= self._av.codec.context.Flags.low_delay
+        self._stream.codec_context.flags |= CODEC_LOW_DELAY
         self.rate = float(self._stream.average_rate) if self._stream.average_rate else None
 
     def close(self) -> None:
