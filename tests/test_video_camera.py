@@ -97,7 +97,7 @@ def test_a_camera_that_stalls(camera):
 
 def test_a_camera_that_gives_nothing_at_all(camera):
     done = camera("hang", timeout=0.5)
-    assert done["rows"] == [] and done["error"] == "/dev/zero: nothing came for 0.5 seconds"
+    assert done["rows"] == [] and done["error"] == "/dev/zero: no picture for 0.5 seconds: it has stalled"
 
 
 def test_a_camera_that_is_unplugged(camera):

@@ -149,8 +149,6 @@ def open_container(name: str, file: str, what: str, **options: Any) -> Any:
     av = require("av", "video")
     try:
         container = av.open(file, **options)
-    except av.error.ExitError:
-        raise InputError(f"{name}: nothing came for {options['timeout']:g} seconds") from None
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"{name}: cannot be read as {what}: {reason}") from None
