@@ -135,7 +135,7 @@ def rotary_angles(config: dict[str, Any], bands: Tensor, size: tuple[int, int]) 
 
 
 def turn(x: Tensor, angles: Tensor, first: int, pairs: str) -> Tensor:
-    """Turn pairs of channels of x [B, heads, N, head_dim] at the tokens from `first` on, by angles [n, head_dim / 2]."""
+    """Turn pairs of channels of x [B, heads, N, head_dim] at the tokens from `first` on; angles: [n, head_dim / 2]."""
     last = first + len(angles)
     patches = x[:, :, first:last]
     a, b = patches.chunk(2, dim=-1) if pairs == "halves" else (patches[..., 0::2], patches[..., 1::2])
