@@ -31,7 +31,8 @@ def backends() -> list[Backend]:
     """Every backend that this version knows, the usable ones first.
 
     The instruction set is the best that runs, or what the environment variable DVT_FAST_ISA names (generic, avx2,
-    avx512); a value that cannot be honoured makes the CPU unavailable, with the reason, instead of another choice.
+    avx512, neon); a value that cannot be honoured makes the CPU unavailable, with the reason, instead of another
+    choice.
     """
     try:
         from . import _native

@@ -16,7 +16,7 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-@pytest.fixture(params=["generic", "avx2", "avx512"])
+@pytest.fixture(params=["generic", "avx2", "avx512", "neon"])
 def isa(request):
     """Runs a test once an instruction set, with that set forced."""
     from dvt_fast import _native

@@ -107,12 +107,12 @@ def with_isa(isa: str, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(run, capture_output=True, text=True, env=env, cwd=ROOT)
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "neon"])
 def test_environment_forces_an_instruction_set(isa):
     done = with_isa(isa, "print(_native.active_isa(), _native.gemm_isa())")
     problem = _native.isa_problem(isa)
     if problem:
-        assert f"InputError: instruction set '{isa}' cannot be used here: {problem}" in done.stderr
+        assert f"DvtError: instruction set '{isa}' cannot be used here: {problem}" in done.stderr
     else:
         # The second is what the kernels in use say of themselves: the name that they were compiled with.
         assert done.stdout == f"{isa} {isa}\n", done.stderr
@@ -142,7 +142,7 @@ def test_instruction_sets_are_different_code():
 def test_unknown_instruction_set_is_an_error_and_nothing_runs():
     done = with_isa("avx3", "_native.gemm(np.ones((2, 2), np.float32), np.ones((2, 2), np.float32))")
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("DVT_FAST_ISA must be generic, avx2 or avx512, got 'avx3'")
+    assert done.stderr.splitlines()[-1].endswith("DVT_FAST_ISA must be generic, avx2, avx512 or neon, got 'avx3'")
 
 
 def test_empty_value_is_the_default():

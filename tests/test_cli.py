@@ -291,7 +291,7 @@ def test_a_forced_instruction_set_that_is_none(photos):
     env = os.environ | {"DVT_FAST_ISA": "mmx"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode == 1
-    assert done.stderr == "error: cpu: DVT_FAST_ISA must be generic, avx2 or avx512, got 'mmx'\n"
+    assert done.stderr == "error: cpu: DVT_FAST_ISA must be generic, avx2, avx512 or neon, got 'mmx'\n"
 
 
 def test_no_network(photos, tmp_path):
@@ -348,4 +348,4 @@ def test_doctor_where_nothing_can_run():
     env = os.environ | {"DVT_FAST_ISA": "mmx"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode == 1 and done.stderr == ""
-    assert "cpu: DVT_FAST_ISA must be generic, avx2 or avx512, got 'mmx'" in done.stdout
+    assert "cpu: DVT_FAST_ISA must be generic, avx2, avx512 or neon, got 'mmx'" in done.stdout

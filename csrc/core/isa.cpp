@@ -5,6 +5,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace dvt {
@@ -12,6 +15,7 @@ namespace {
 
 struct Features {
   bool avx2_cpu = false, avx2_os = false, avx512_cpu = false, avx512_os = false;
+  bool neon = false;
 };
 
 Features detect() {
@@ -29,6 +33,10 @@ Features detect() {
   f.avx2_cpu = avx && fma && f16c && (b & (1u << 5));
   const unsigned f_dq_bw_vl = (1u << 16) | (1u << 17) | (1u << 30) | (1u << 31);
   f.avx512_cpu = f.avx2_cpu && (b & f_dq_bw_vl) == f_dq_bw_vl;
+#elif defined(__aarch64__) && defined(__linux__)
+  f.neon = getauxval(AT_HWCAP) & HWCAP_ASIMD;
+#elif defined(__aarch64__)
+  f.neon = true;  // of every processor that runs another system
 #endif
   return f;
 }
@@ -39,7 +47,7 @@ struct Selection {
 };
 
 bool parse(const std::string& name, Isa* isa) {
-  for (Isa candidate : {Isa::generic, Isa::avx2, Isa::avx512})
+  for (Isa candidate : {Isa::generic, Isa::avx2, Isa::avx512, Isa::neon})
     if (name == isa_name(candidate)) {
       *isa = candidate;
       return true;
@@ -47,8 +55,9 @@ bool parse(const std::string& name, Isa* isa) {
   return false;
 }
 
-Status check(const std::string& name, Isa* isa) {
-  if (!parse(name, isa)) return invalid_argument("DVT_FAST_ISA must be generic, avx2 or avx512, got '", name, "'");
+Status find(const std::string& name, Isa* isa) {
+  if (!parse(name, isa))
+    return invalid_argument("DVT_FAST_ISA must be generic, avx2, avx512 or neon, got '", name, "'");
   std::string why;
   if (!isa_runs(*isa, &why))
     return Status(StatusCode::unsupported, format("instruction set '", name, "' cannot be used here: ", why));
@@ -60,7 +69,7 @@ Selection initial() {
   const char* forced = std::getenv("DVT_FAST_ISA");
   if (forced && *forced) {
     Isa isa = Isa::generic;
-    s.status = check(forced, &isa);
+    s.status = find(forced, &isa);
     s.isa = s.status.ok() ? isa : Isa::generic;
     return s;
   }
@@ -83,6 +92,7 @@ const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::avx2: return "avx2";
     case Isa::avx512: return "avx512";
+    case Isa::neon: return "neon";
     default: return "generic";
   }
 }
@@ -91,6 +101,7 @@ std::vector<Isa> built_isas() {
   std::vector<Isa> isas{Isa::generic};
   DVT_IF_AVX2(isas.push_back(Isa::avx2);)
   DVT_IF_AVX512(isas.push_back(Isa::avx512);)
+  DVT_IF_NEON(isas.push_back(Isa::neon);)
   return isas;
 }
 
@@ -109,6 +120,8 @@ bool isa_runs(Isa isa, std::string* why) {
     reason = "the processor lacks AVX-512 F, DQ, BW or VL";
   } else if (isa == Isa::avx512 && !f.avx512_os) {
     reason = "the operating system does not save the AVX-512 registers";
+  } else if (isa == Isa::neon && !f.neon) {
+    reason = "the processor lacks Advanced SIMD";
   }
   if (why) *why = reason;
   return reason.empty();
@@ -123,11 +136,16 @@ Isa active_isa() {
   return static_cast<Isa>(isa);
 }
 
+Status check_isa(const std::string& name) {
+  Isa isa = Isa::generic;
+  return find(name, &isa);
+}
+
 Status isa_status() { return selection().status; }
 
 Status set_isa(const std::string& name) {
   Isa isa = Isa::generic;
-  DVT_RETURN_IF_ERROR(check(name, &isa));
+  DVT_RETURN_IF_ERROR(find(name, &isa));
   selection() = Selection{isa, Status()};
   active.store(static_cast<int>(isa), std::memory_order_relaxed);
   return Status();

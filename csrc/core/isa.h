@@ -13,12 +13,14 @@
 
 namespace dvt {
 
-enum class Isa { generic = 0, avx2, avx512 };
+enum class Isa { generic = 0, avx2, avx512, neon };
 
 const char* isa_name(Isa isa);
 std::vector<Isa> built_isas();
 // Whether this machine can run `isa`; if not, `why` (when not null) says what is missing.
 bool isa_runs(Isa isa, std::string* why = nullptr);
+// The same by name, as a status.
+Status check_isa(const std::string& name);
 
 // The set in use. The first call reads DVT_FAST_ISA; a value that cannot be honoured is kept as an error that
 // `isa_status()` returns, and every entry point of the bindings checks it, so nothing runs on another set instead.
@@ -39,6 +41,11 @@ Status set_isa(const std::string& name);
 #else
 #define DVT_IF_AVX512(x)
 #endif
+#if defined(DVT_HAVE_NEON)
+#define DVT_IF_NEON(x) x
+#else
+#define DVT_IF_NEON(x)
+#endif
 
 // Use inside namespace dvt.
 #define DVT_DECLARE_KERNELS(Struct, name)                       \
@@ -47,10 +54,12 @@ Status set_isa(const std::string& name);
   }                                                             \
   DVT_IF_AVX2(namespace avx2 { extern const Struct name; })     \
   DVT_IF_AVX512(namespace avx512 { extern const Struct name; }) \
+  DVT_IF_NEON(namespace neon { extern const Struct name; })     \
   inline const Struct& name() {                                 \
     switch (active_isa()) {                                     \
       DVT_IF_AVX2(case Isa::avx2 : return avx2::name;)          \
       DVT_IF_AVX512(case Isa::avx512 : return avx512::name;)    \
+      DVT_IF_NEON(case Isa::neon : return neon::name;)          \
       default: return generic::name;                            \
     }                                                           \
   }

@@ -16,7 +16,7 @@
 #endif
 
 #if !defined(DVT_ISA)
-#error "simd.h is for kernel sources, which CMake compiles with DVT_ISA=generic|avx2|avx512"
+#error "simd.h is for kernel sources, which CMake compiles with DVT_ISA=generic|avx2|avx512|neon"
 #endif
 
 #define DVT_TEXT_OF(x) #x
@@ -88,6 +88,8 @@ DVT_INLINE vfloat vsqrt(vfloat x) {
   return _mm512_sqrt_ps(x);
 #elif defined(__AVX2__)
   return _mm256_sqrt_ps(x);
+#elif defined(DVT_NEON)
+  return vsqrtq_f32(x);
 #else
   vfloat r;
   for (int i = 0; i < kLanes; ++i) r[i] = __builtin_sqrtf(x[i]);
@@ -107,6 +109,10 @@ DVT_INLINE float sum(vfloat v) {
 DVT_INLINE float half_to_float(uint16_t h) {
 #if defined(__F16C__)
   return _cvtsh_ss(h);
+#elif defined(DVT_NEON)
+  __fp16 value;
+  std::memcpy(&value, &h, 2);
+  return value;
 #else
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, magnitude = h & 0x7fffu;
   uint32_t bits;
@@ -131,6 +137,11 @@ DVT_INLINE float half_to_float(uint16_t h) {
 DVT_INLINE uint16_t float_to_half(float x) {
 #if defined(__F16C__)
   return _cvtss_sh(x, 0);
+#elif defined(DVT_NEON)
+  const __fp16 value = static_cast<__fp16>(x);
+  uint16_t h;
+  std::memcpy(&h, &value, 2);
+  return h;
 #else
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -156,6 +167,8 @@ DVT_INLINE vfloat load(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 #elif defined(__F16C__)
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(DVT_NEON)
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
 #else
   vfloat r;
   for (int i = 0; i < kLanes; ++i) r[i] = half_to_float(p[i]);
@@ -172,6 +185,8 @@ DVT_INLINE void store(uint16_t* p, vfloat v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, 0));
 #elif defined(__F16C__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, 0));
+#elif defined(DVT_NEON)
+  vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v)));
 #else
   for (int i = 0; i < kLanes; ++i) p[i] = float_to_half(v[i]);
 #endif
