@@ -1,4 +1,4 @@
-"""Builds the native module with CMake; everything else about the package is in pyproject.toml."""
+"""Builds the native module and the C library with CMake; the rest of the package is in pyproject.toml."""
 
 import os
 import subprocess
@@ -12,7 +12,10 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """Runs CMake for the one extension, `dvt_fast._native`; `DVT_FAST_CMAKE_ARGS` adds options."""
+    """Runs CMake for the one extension, `dvt_fast._native`, which brings dvt_fast/lib and dvt_fast/include with it.
+
+    `DVT_FAST_CMAKE_ARGS` adds options.
+    """
 
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
@@ -25,7 +28,7 @@ class CMakeBuild(build_ext):
             *os.environ.get("DVT_FAST_CMAKE_ARGS", "").split(),
         ]  # fmt: skip
         subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build), "--target", "_native"], check=True)
+        subprocess.run(["cmake", "--build", str(build), "--target", "dvt_package"], check=True)
 
 
 setup(ext_modules=[Extension("dvt_fast._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
