@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .. import hub
-from ..errors import InputError
 from ..extras import require
 from ..files import check_folder
 from ..images import find_images
 from ..views import DEFAULT_PLAN
 from ..vit import MINI
-from . import common
+from . import common, models
 from .decompose import check_stage1, slow_steps
 from .each_image import AsJson, Out, Patch, check_patch, each_image, parse_patch
 
@@ -32,15 +29,7 @@ def command(
     image: Annotated[
         list[str] | None, typer.Option("--image", metavar="PATH", help="One more of PATHS; may be given several times.")
     ] = None,
-    denoiser: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help=f"A trained denoiser: a file, {hub.SCHEME}OWNER/REPO/path, or one that the authors of DVT published: "
-            f"{' or '.join(hub.DENOISERS)}.",
-            show_default=f"that of {MINI}",
-        ),
-    ] = None,
+    denoiser: models.DenoiserFile = None,
     stage1: Annotated[bool, typer.Option("--stage1", help="Run stage 1 too, and compare.")] = False,
     vit: common.Name = MINI,
     weights: common.Weights = None,
@@ -91,13 +80,10 @@ def command(
     folder = check_folder(out)
 
     require("torch", "vit")
-    from .. import ViT, denoise
-    from ..denoiser.checkpoint import load_denoiser
+    from .. import denoise
 
     common.set_threads(threads)
-    trained = _trained_for(denoiser, vit)
-    model = ViT(**_vit_options(vit_options, chosen, trained))
-    loaded = load_denoiser(denoiser, model)
+    model, loaded = models.load_models(denoiser, vit_options, chosen)
     check_patch(wanted_patch, model)
     each_image(
         images,
@@ -110,33 +96,3 @@ def command(
         suffix=SUFFIX,
         numbers=lambda result: {"cosine": result.cosines()} if stage1 else {},
     )
-
-
-def _trained_for(spec: str | None, vit: str) -> Mapping[str, Any]:
-    """What `ViT.describe` said of the ViT that a denoiser was trained for; empty where its file does not say."""
-    from ..denoiser import Denoiser
-    from ..denoiser.checkpoint import ASSETS, local
-
-    if spec in (*hub.DENOISERS, *hub.DISTILLED) or (spec is None and vit != MINI):
-        return {}  # which file that is, or that there is none, the ViT says
-    path = ASSETS / f"{MINI}_denoiser.safetensors" if spec is None else local(spec)
-    return Denoiser.from_checkpoint(path).meta.get("vit") or {}
-
-
-def _vit_options(asked: dict[str, Any], chosen: set[str], trained: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of `ViT`: what was `chosen` of those `asked` for, and else what the denoiser was trained
-    for; all that was asked for where that is another ViT, or unknown."""
-    if not trained or ("name" in chosen and asked["name"] != trained["name"]):
-        return asked
-    known = {key: trained[key] for key in ("name", "size", "stride", "layer", "mean", "std")}
-    known |= {"norm": trained["norm"] != "none", "device": asked["device"]}
-    weights = trained["weights"]
-    if weights.startswith("random, seed "):
-        known |= {"weights": "random", "seed": int(weights.removeprefix("random, seed "))}
-    elif weights.startswith(hub.SCHEME):
-        known["weights"] = weights
-    elif weights != "pretrained" and "weights" not in chosen:
-        raise InputError(
-            f"the denoiser was trained for {trained['name']} with the weights {weights!r}: give that file by --weights"
-        )
-    return known | {name: asked[name] for name in chosen}
