@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -69,6 +70,45 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
+class Unfinished:
+    """A file or folder that is written over time, by whatever library, and takes its name when it is whole.
+
+    path: the name. inside: where to write until then, of the same name, in a hidden folder beside it. Then `finish` or
+    `discard`; a killed process leaves the hidden folder behind. Raises `OutputError` where nothing can be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self._folder = _temporary_in(check_folder(self.path.parent))
+        self.inside = self._folder / self.path.name
+        try:
+            self._folder.mkdir()
+        except OSError as error:
+            raise _output_error(self.path, "cannot be written", error) from None
+
+    def finish(self, content: Path | None = None) -> None:
+        """Flush what was written to the disk and give it its name, in place of a file of that name. content: where
+        it is, if not at `inside`."""
+        content = content or self.inside
+        try:
+            for path in [content, *content.rglob("*")]:
+                _sync(path)
+            os.replace(content, self.path)
+        except OSError as error:
+            raise self.failed(error) from None
+        self.discard()
+        _sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Remove what was written and has no name yet. May be called twice."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def failed(self, error: Exception) -> OutputError:
+        """`discard`, and the error to raise for what went wrong while writing."""
+        self.discard()
+        return _output_error(self.path, "cannot be written", error)
+
+
 def pack_safetensors(arrays: Mapping[str, np.ndarray], format: str, version: int, **header: Any) -> bytes:
     """The bytes of one of our files: the arrays, and the header fields (JSON types) in its metadata.
 
@@ -129,10 +169,11 @@ def _our_header(text: str, name: str, format: str, version: int) -> dict[str, An
     return header
 
 
-def _output_error(path: Path, what: str, error: OSError) -> OutputError:
-    """One line for people, with the system's error number for programs."""
-    failure = OutputError(f"{path}: {what}: {error.strerror or error}")
-    failure.errno = error.errno
+def _output_error(path: Path, what: str, error: Exception) -> OutputError:
+    """One line for people, with the system's error number, where there is one, for programs."""
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+    failure = OutputError(f"{path}: {what}: {reason}")
+    failure.errno = getattr(error, "errno", None)
     return failure
 
 
@@ -143,8 +184,12 @@ def _temporary_in(folder: Path) -> Path:
 def _sync_folder(folder: Path) -> None:
     """Make the new name itself survive a power cut; not every file system can, and the file is whole without it."""
     with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
