@@ -2,6 +2,8 @@
 
 import copy
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -249,6 +251,29 @@ def test_subclasses_are_refused():
     vit = lively_vit(TINY, changed={"block_fn": Doubled})
     with pytest.raises(InputError, match=r"blocks\.0: .*Doubled of .* is not supported"):
         to_bytes(vit, None)
+
+
+def test_the_document_names_every_field_and_tensor():
+    text = (Path(__file__).parents[1] / "docs" / "engine_file.md").read_text()
+
+    def fields(value):
+        for key, inner in value.items():
+            yield f'"{key}":'
+            if isinstance(inner, dict) and key != "source":
+                yield from fields(inner)
+
+    names = set()
+    for data in [
+        *(to_bytes(lively_vit(name), None) for name in FAMILIES),
+        to_bytes(None, lively_denoiser("registers")),
+    ]:
+        header, tensors = read_header(data)
+        names |= {*fields(header)}
+        for name in tensors:
+            layer = re.sub(r"\.\d+\.", ".I.", name.removeprefix("vit.").removeprefix("denoiser."))
+            names.add("`" + re.sub(r"\.(weight|bias)$", "", layer))
+    assert len(names) > 50
+    assert [name for name in names if name not in text] == []
 
 
 @pytest.mark.parametrize("dtype, stored", [("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16")])

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import dataset, decompose, denoise, distill, doctor, train
+from . import dataset, decompose, denoise, distill, doctor, export, train
 
 app = typer.Typer(
     name="dvt-fast",
@@ -22,6 +22,7 @@ app.command("decompose")(decompose.command)
 app.command("denoise")(denoise.command)
 app.command("distill")(distill.command)
 app.command("doctor")(doctor.command)
+app.command("export")(export.command)
 app.command("train")(train.command)
 
 

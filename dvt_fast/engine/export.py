@@ -60,7 +60,9 @@ def to_bytes(vit: ViT | None, denoiser: Denoiser | None, dtype: str = "float32")
         tensors |= more
         source["denoiser"] = {key: getattr(denoiser, key) for key in ("kind", "dim", "grid", "num_blocks", "num_heads")}
         source["denoiser"] |= {key: denoiser.meta.get(key) for key in ("vit", "training")}
-    return _pack(header | {"source": source}, tensors, DTYPES[dtype])
+    # JSON knows no NaN, which a record of a training may hold
+    header["source"] = json.loads(json.dumps(source), parse_constant=lambda _: None)
+    return _pack(header, tensors, DTYPES[dtype])
 
 
 def _pack(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> bytes:
