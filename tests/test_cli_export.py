@@ -58,10 +58,8 @@ def test_options_of_the_vit_and_the_file(run, tmp_path):
     options = ("--size", "96x128", "--layer", 2, "--no-norm", "--stride", 8)
     code, out, err = run("--only", "vit", *options, "--dtype", "bfloat16", "-o", "made/a.safetensors")
     assert (code, err) == (0, "")
-    assert out.startswith(
-        "made/a.safetensors: dvt_mini at 96 x 128 (11 x 15 patches of 192 channels, block 3 of 6, before the final norm); "
-    )
-    assert "; bfloat16, " in out
+    what = "dvt_mini at 96 x 128 (11 x 15 patches of 192 channels, block 3 of 6, before the final norm)"
+    assert out.startswith(f"made/a.safetensors: {what}; bfloat16, ")
     header, tensors = read_header((tmp_path / "made/a.safetensors").read_bytes())
     assert header["source"]["vit"] == dvt_fast.ViT("dvt_mini", layer=2, norm=False, size=(96, 128), stride=8).describe()
     assert header["denoiser"] is None and tensors["vit.blocks.2.fc1.weight"] == "BF16"
