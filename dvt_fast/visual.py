@@ -41,20 +41,25 @@ class ColorBasis:
     high: np.ndarray
 
     @classmethod
-    def fit(cls, *parts: np.ndarray) -> ColorBasis:
+    def fit(cls, *parts: np.ndarray, like: ColorBasis | None = None) -> ColorBasis:
         """The three principal directions of the usual tokens of `parts` ([..., C] each), with a range for 98 % of them.
 
-        Usual: within three times the median distance from the median token.
+        Usual: within three times the median distance from the median token. like: an earlier basis; the new one spans
+        the same space as without it, turned so that its axes are as near to the earlier ones as they can be.
         """
         tokens = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts]).astype(np.float64)
         distance = np.linalg.norm(tokens - np.median(tokens, axis=0), axis=1)
         usual = tokens[distance <= 3 * np.median(distance)]
         mean = usual.mean(axis=0)
-        axes = _principal_axes(usual - mean)
+        axes = (
+            _principal_axes(usual - mean) if like is None else _principal_axes(usual - mean, rounds=5, start=like.axes)
+        )
         axes = np.pad(axes, ((0, 0), (0, 3 - axes.shape[1])))  # fewer than three channels: the other colours are flat
-        axes *= np.where(
-            axes[np.abs(axes).argmax(axis=0), range(3)] < 0, -1, 1
-        )  # eigenvectors have no sign of their own
+        if like is None:  # eigenvectors have no sign of their own
+            axes *= np.where(axes[np.abs(axes).argmax(axis=0), range(3)] < 0, -1, 1)
+        else:
+            left, _, right = np.linalg.svd(axes.T @ like.axes)
+            axes = axes @ (left @ right)
         low, high = np.percentile((usual - mean) @ axes, (1, 99), axis=0)
         narrow = MIN_RANGE * np.median(np.linalg.norm(tokens, axis=1)) + 1e-12
         widen = np.maximum(narrow - (high - low), 0) / 2
@@ -136,10 +141,15 @@ def telling_patch(features: np.ndarray) -> tuple[int, int]:
     return int(row) + h // 4, int(column) + w // 4
 
 
-def _principal_axes(centered: np.ndarray, n: int = 3, rounds: int = 30) -> np.ndarray:
-    """The first n principal directions of [N, C]: [C, n]. Subspace iteration, as C^3 work would take seconds."""
+def _principal_axes(centered: np.ndarray, n: int = 3, rounds: int = 30, start: np.ndarray | None = None) -> np.ndarray:
+    """The first n principal directions of [N, C]: [C, n]. Subspace iteration, as C^3 work would take seconds.
+
+    start: [C, n], directions that are nearly these.
+    """
     channels = centered.shape[1]
     space = np.random.default_rng(0).standard_normal((channels, min(channels, 2 * n + 2)))
+    if start is not None:
+        space[:, :n] = start[:, : space.shape[1]] * np.sqrt(channels)
     for _ in range(rounds):
         space = np.linalg.qr(centered.T @ (centered @ space))[0]
     return space @ np.linalg.svd(centered @ space, full_matrices=False)[2][:n].T
