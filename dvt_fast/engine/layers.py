@@ -240,10 +240,10 @@ def _split(linear: Linear, parts: int) -> list[Linear]:
 
 def _join(parts: list[Linear]) -> Linear:
     """One linear layer of all outputs; a bias that one part lacks is zero there."""
-    weight = torch.cat([weight for weight, _ in parts])
+    whole = torch.cat([weight for weight, _ in parts])
     if all(bias is None for _, bias in parts):
-        return weight, None
-    return weight, torch.cat([torch.zeros(len(weight)) if bias is None else bias for weight, bias in parts])
+        return whole, None
+    return whole, torch.cat([torch.zeros(len(weight)) if bias is None else bias for weight, bias in parts])
 
 
 def _by_head(linear: Linear, heads: int, change: Callable[[torch.Tensor], torch.Tensor]) -> Linear:
