@@ -42,3 +42,11 @@ def like(array: np.ndarray, reference: Any) -> Any:
     import torch
 
     return torch.from_numpy(array).to(reference.device)
+
+
+def writable(value: Any, name: str) -> np.ndarray:
+    """The memory of `value`, an array or a tensor on the CPU, as a NumPy array to write to."""
+    array = value.detach().numpy() if is_tensor(value) and value.device.type == "cpu" else value
+    if not isinstance(array, np.ndarray) or not array.flags.writeable:
+        raise InputError(f"{name} must be a writable NumPy array or CPU tensor, got {type(value).__name__}")
+    return array

@@ -51,5 +51,6 @@ void bind_field(py::module_& m);
 void bind_hashgrid(py::module_& m);
 void bind_direct(py::module_& m);
 void bind_transformer(py::module_& m);
+void bind_engine(py::module_& m);
 
 }  // namespace dvt::bindings

@@ -9,4 +9,5 @@ PYBIND11_MODULE(_native, m) {
   dvt::bindings::bind_hashgrid(m);
   dvt::bindings::bind_direct(m);
   dvt::bindings::bind_transformer(m);
+  dvt::bindings::bind_engine(m);
 }

@@ -28,6 +28,7 @@ class [[nodiscard]] Status {
 // Joins its arguments into one string: format("got ", n, " rows").
 std::string format_number(double value);
 inline std::string to_text(const char* text) { return text; }
+inline std::string to_text(char* text) { return text; }
 inline std::string to_text(const std::string& text) { return text; }
 inline std::string to_text(double value) { return format_number(value); }
 inline std::string to_text(float value) { return format_number(value); }

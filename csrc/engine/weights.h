@@ -86,7 +86,7 @@ struct PatchEmbedWeights {
   LinearWeights linear;                                        // in = 3 * patch_y * patch_x, ordered (channel, y, x)
   NormWeights norm;                                            // over dim, right after; none for most
   std::array<int64_t, 2> image_size = {224, 224};              // the default (height, width) of a session
-  std::array<float, 3> mean = {0, 0, 0}, std = {1, 1, 1};
+  std::array<double, 3> mean = {0, 0, 0}, std = {1, 1, 1};
 };
 
 struct EngineWeights {

@@ -1,0 +1,172 @@
+// Attention for a few rows at a time, one instruction set a compilation; see attention.h.
+//
+// A tile of kMr queries meets a block of kBlock keys: its scores (kMr x kBlock floats, at most 25 KB) stay in the first
+// cache between the two products. With 2 * 64 multiplications a score, the power of two of each, some ten instructions
+// a vector, costs about a tenth of the time.
+#include "transformer/attention/attention.h"
+
+#include "core/vector_math.h"
+#include "transformer/tile.h"
+
+namespace dvt {
+namespace DVT_ISA {
+namespace {
+
+constexpr int64_t kBlock = 512;
+constexpr int64_t kScoreStride = kBlock + 16;  // not a multiple of what maps rows to one set of the cache
+constexpr float kFarBelow = -1.0e30f;  // a score that nothing is left of; finite, and so is what is taken from it
+
+struct Scratch {
+  float* scores;  // [kMr][kScoreStride]
+  float* sums;    // [kMr][whole panels of head_dim]
+  int64_t sums_stride;
+};
+
+template <int kRows>
+void rows_of_head(const AttentionCall& call, int64_t row, const Scratch& scratch) {
+  const KeyValueShape& shape = call.shape;
+  const int64_t head_dim = shape.head_dim, value_panels = shape.value_panels();
+  const float* q = call.q + row * call.q_stride;
+  float largest[kRows], total[kRows] = {};
+  for (float& top : largest) top = kFarBelow;
+  for (int64_t first = 0; first < shape.tokens; first += kBlock) {
+    const int64_t count = shape.tokens - first < kBlock ? shape.tokens - first : kBlock;
+    const int64_t padded = (count + kNr - 1) / kNr * kNr;
+    vfloat tops[kRows];
+#pragma GCC unroll 12
+    for (int i = 0; i < kRows; ++i) tops[i] = broadcast(kFarBelow);
+    for (int64_t j = 0; j < padded; j += kNr) {
+      vfloat s[kRows][2] = {};
+      multiply<kRows>(head_dim, q, call.q_stride, call.keys + (first + j) * head_dim, s);
+      float* to = scratch.scores + j;
+#pragma GCC unroll 12
+      for (int i = 0; i < kRows; ++i) {
+        store(to + i * kScoreStride, s[i][0]);
+        store(to + i * kScoreStride + kLanes, s[i][1]);
+      }
+      if (j + kNr > count) {  // what stands for no key gets no weight
+        for (int i = 0; i < kRows; ++i)
+          for (int64_t c = count; c < padded; ++c) scratch.scores[i * kScoreStride + c] = kFarBelow;
+      }
+#pragma GCC unroll 12
+      for (int i = 0; i < kRows; ++i)
+        tops[i] = vmax(tops[i], vmax(load(to + i * kScoreStride), load(to + i * kScoreStride + kLanes)));
+    }
+    for (int i = 0; i < kRows; ++i) {
+      float lanes[kLanes];
+      std::memcpy(lanes, &tops[i], sizeof lanes);
+      float top = largest[i];
+      for (int l = 0; l < kLanes; ++l) top = lanes[l] > top ? lanes[l] : top;
+      float* scores = scratch.scores + i * kScoreStride;
+      const vfloat shift = broadcast(top);
+      vfloat sum0 = {}, sum1 = {};
+      for (int64_t j = 0; j < padded; j += kNr) {
+        const vfloat p0 = vexp2(load(scores + j) - shift);
+        const vfloat p1 = vexp2(load(scores + j + kLanes) - shift);
+        store(scores + j, p0);
+        store(scores + j + kLanes, p1);
+        sum0 += p0;
+        sum1 += p1;
+      }
+      const float block_total = sum(sum0 + sum1);
+      float* sums = scratch.sums + i * scratch.sums_stride;
+      if (first == 0) {
+        total[i] = block_total;
+      } else {
+        const float shrink = vexp2(broadcast(largest[i] - top))[0];
+        total[i] = total[i] * shrink + block_total;
+        if (shrink != 1.0f)
+          for (int64_t d = 0; d < value_panels * kNr; d += kLanes) store(sums + d, load(sums + d) * shrink);
+      }
+      largest[i] = top;
+    }
+    for (int64_t panel = 0; panel < value_panels; ++panel) {
+      vfloat o[kRows][2] = {};
+      multiply<kRows>(count, scratch.scores, kScoreStride, call.values + (panel * shape.tokens + first) * kNr, o);
+      float* to = scratch.sums + panel * kNr;
+#pragma GCC unroll 12
+      for (int i = 0; i < kRows; ++i, to += scratch.sums_stride) {
+        if (first != 0) {
+          o[i][0] += load(to);
+          o[i][1] += load(to + kLanes);
+        }
+        store(to, o[i][0]);
+        store(to + kLanes, o[i][1]);
+      }
+    }
+  }
+  for (int i = 0; i < kRows; ++i) {
+    const float* sums = scratch.sums + i * scratch.sums_stride;
+    float* out = call.out + (row + i) * call.out_stride;
+    const float scale = 1.0f / total[i];
+    int64_t d = 0;
+    for (; d + kLanes <= head_dim; d += kLanes) store(out + d, load(sums + d) * scale);
+    if (d < head_dim) store_partial(out + d, load(sums + d) * scale, static_cast<int>(head_dim - d));
+  }
+}
+
+int64_t scratch_floats(int64_t head_dim) { return kMr * (kScoreStride + (head_dim + kNr - 1) / kNr * kNr); }
+
+void run(const AttentionCall& call) {
+  Scratch scratch;
+  scratch.scores = call.scratch;
+  scratch.sums = call.scratch + kMr * kScoreStride;
+  scratch.sums_stride = call.shape.value_panels() * kNr;
+  const int64_t tiles = (call.rows + kMr - 1) / kMr;
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t row = call.rows * t / tiles;
+    switch (call.rows * (t + 1) / tiles - row) {
+      case 1: rows_of_head<1>(call, row, scratch); break;
+      case 2: rows_of_head<2>(call, row, scratch); break;
+      case 3: rows_of_head<3>(call, row, scratch); break;
+      case 4: rows_of_head<4>(call, row, scratch); break;
+      case 5: rows_of_head<5>(call, row, scratch); break;
+      case 6: rows_of_head<6>(call, row, scratch); break;
+      case 7: rows_of_head<7 <= kMr ? 7 : 1>(call, row, scratch); break;
+      case 8: rows_of_head<8 <= kMr ? 8 : 1>(call, row, scratch); break;
+      case 9: rows_of_head<9 <= kMr ? 9 : 1>(call, row, scratch); break;
+      case 10: rows_of_head<10 <= kMr ? 10 : 1>(call, row, scratch); break;
+      case 11: rows_of_head<11 <= kMr ? 11 : 1>(call, row, scratch); break;
+      case 12: rows_of_head<12 <= kMr ? 12 : 1>(call, row, scratch); break;
+    }
+  }
+}
+
+void store_keys(const KeyValueShape& shape, int64_t first, int64_t rows, const float* k, int64_t stride, float* keys) {
+  const int64_t head_dim = shape.head_dim;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t token = first + r;
+    float* to = keys + token / kNr * kNr * head_dim + token % kNr;
+    const float* from = k + r * stride;
+    for (int64_t d = 0; d < head_dim; ++d) to[d * kNr] = from[d];
+  }
+  if (first + rows == shape.tokens)
+    for (int64_t token = shape.tokens; token % kNr != 0; ++token) {
+      float* to = keys + token / kNr * kNr * head_dim + token % kNr;
+      for (int64_t d = 0; d < head_dim; ++d) to[d * kNr] = 0;
+    }
+}
+
+void store_values(const KeyValueShape& shape, int64_t first, int64_t rows, const float* v, int64_t stride,
+                  float* values) {
+  for (int64_t panel = 0; panel < shape.value_panels(); ++panel) {
+    const int64_t d = panel * kNr, width = shape.head_dim - d < kNr ? shape.head_dim - d : kNr;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* from = v + r * stride + d;
+      float* to = values + (panel * shape.tokens + first + r) * kNr;
+      if (width == kNr) {
+        store(to, load(from));
+        store(to + kLanes, load(from + kLanes));
+      } else {
+        for (int64_t c = 0; c < kNr; ++c) to[c] = c < width ? from[c] : 0.0f;
+      }
+    }
+  }
+}
+
+}  // namespace
+
+const AttentionKernels attention_kernels = {DVT_TEXT(DVT_ISA), kMr, kNr, scratch_floats, store_keys, store_values, run};
+
+}  // namespace DVT_ISA
+}  // namespace dvt
