@@ -127,7 +127,7 @@ def test_without_options_dvt_mini_and_its_own_denoiser(run, photos, monkeypatch,
 
 def test_stage1_and_json(run, photos, model, tmp_path):
     code, out, err = run(photos / "a.jpg", "--image", photos / "b.png", "--denoiser", model, "--stage1", "--views", 3,
-                         "--seed", 7, "-o", "passes=1", "--json", "--patch", "1,2")  # fmt: skip
+                         "--seed", 7, "--option", "passes=1", "--json", "--patch", "1,2")  # fmt: skip
     assert (code, err) == (0, "")
     rows = [json.loads(line) for line in out.splitlines()]
     assert [Path(row["image"]).name for row in rows] == ["a.jpg", "b.png"]
@@ -185,8 +185,8 @@ def test_decompositions_in_the_same_folder_stay(run, photos, model):
         (["photos", "--vit", "vit_tiny_patch16_224", "--weights", "random"], "no denoiser comes with vit_tiny_patch16"),
         (["photos", "--denoiser", "model.safetensors", "--patch", "4,0"], "--patch 4,0 is outside the 4 x 4 patches"),
         (["photos", "--stage1", "--views", "many"], "unknown view plan 'many'"),
-        (["photos", "--stage1", "-o", "stesp=3"], "unknown option 'stesp' of solver 'direct'"),
-        (["photos", "--stage1", "-o", "stage1=3"], "stage1 is set by the command itself, not by --option"),
+        (["photos", "--stage1", "--option", "stesp=3"], "unknown option 'stesp' of solver 'direct'"),
+        (["photos", "--stage1", "--option", "stage1=3"], "stage1 is set by the command itself, not by --option"),
         (["photos", "--out", "cut.safetensors"], "cut.safetensors: is a file, expected a folder to write to"),
     ],
 )
@@ -221,9 +221,9 @@ def test_help_says_which_names_there_are(run, monkeypatch, option, published):
 @pytest.mark.parametrize(
     "args, message",
     [
-        ([], "expected at least one image, folder or pattern"),
+        ([], "expected images, a folder, a pattern, a video, a camera or a bag"),
         (["photos", "--views", "fast"], "is an option of stage 1: give --stage1, too"),
-        (["photos", "-o", "passes=1"], "is an option of stage 1: give --stage1, too"),
+        (["photos", "--option", "passes=1"], "is an option of stage 1: give --stage1, too"),
         (["photos", "--seed", "0"], "is an option of stage 1: give --stage1, too"),
         (["photos", "--patch", "3"], "--patch"),
     ],

@@ -121,3 +121,54 @@ class Tally:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+
+class FrameBar:
+    """Progress over the frames of a stream, of which nobody may know how many will come: the rate, the age, the drops.
+
+    Use as a context manager; `step` after each frame. Where stderr is no terminal, a line now and then.
+    """
+
+    REDRAW_EVERY, LINE_EVERY = 0.25, 60.0  # seconds
+
+    def __init__(self, name: str, total: int | None):
+        self.frames = 0
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+            *([TimeRemainingColumn(), TextColumn("left")] if total else []),
+            console=self._console,
+            transient=True,
+            redirect_stdout=False,
+            disable=not self._console.is_terminal,
+        )
+        self._every = self.REDRAW_EVERY if self._console.is_terminal else self.LINE_EVERY
+        self._name, self._total = name, total
+        self._task = self._progress.add_task(escape(name), total=total, detail="")
+        self._drawn, self._drawn_frames = time.monotonic(), 0
+
+    def step(self, age: float, dropped: int) -> None:
+        """One more frame was done; age: of its features, in seconds. dropped: frames so far."""
+        self.frames += 1
+        now = time.monotonic()
+        if now - self._drawn < self._every:
+            return
+        rate = (self.frames - self._drawn_frames) / (now - self._drawn)
+        self._drawn, self._drawn_frames = now, self.frames
+        of = f" of {self._total:,}" if self._total else ""
+        detail = f"{self.frames:,}{of} frames, {rate:.1f}/s, age {1e3 * age:.0f} ms, {dropped:,} dropped"
+        # Lost frames are among the total: they are done, too.
+        self._progress.update(self._task, completed=self.frames + dropped, detail=detail)
+        if not self._console.is_terminal:
+            typer.echo(f"{self._name}: {detail}", err=True)
+
+    def __enter__(self) -> FrameBar:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()

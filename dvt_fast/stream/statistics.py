@@ -91,6 +91,12 @@ class Statistics:
                 **{f"{name}_ms": times.milliseconds() for name, times in self._times.items()},
             }
 
+    @property
+    def dropped(self) -> int:
+        """Frames that were dropped so far."""
+        with self._lock:
+            return self._drops.total()
+
     def as_json(self) -> str:
         """`as_dict` as JSON text."""
         return json.dumps(self.as_dict(), indent=1)

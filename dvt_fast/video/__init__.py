@@ -9,6 +9,7 @@ from .features import read_features as read_features
 from .file import VideoFile as VideoFile
 from .folder import ImageSequence as ImageSequence
 from .mp4 import VideoSink as VideoSink
+from .open import open_sink as open_sink
 from .open import open_source as open_source
 from .picture import Painter as Painter
 from .pictures import PictureSink as PictureSink

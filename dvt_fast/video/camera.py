@@ -37,14 +37,12 @@ class Camera(DecodedSource):
     def __init__(self, name: str, size: tuple[int, int] | None = None, rate: float | None = None, timeout: float = 5.0):
         self._stopped = threading.Event()
         self._timeout = timeout
-        device = device_of(name)
+        device = find_camera(name)
         options = {"fflags": str(FORMAT_NONBLOCK)}
         if size is not None:
             options["video_size"] = f"{size[1]}x{size[0]}"
         if rate is not None:
             options["framerate"] = f"{rate:g}"
-        if not os.path.exists(device):
-            raise InputError(f"{name}: no such camera")
         container = open_container(name, device, "a camera", format="video4linux2", options=options, timeout=timeout)
         super().__init__(name, container, live=True)
         self._stream.codec_context.flags |= CODEC_LOW_DELAY
@@ -85,11 +83,14 @@ def is_camera(name: str) -> bool:
     return name.startswith(("camera:", "/dev/video"))
 
 
-def device_of(name: str) -> str:
-    """The device of a camera: that of "camera:0" is /dev/video0."""
+def find_camera(name: str) -> str:
+    """The device of a camera: that of "camera:0" is /dev/video0. Raises `InputError` where there is none."""
     kind, colon, number = name.partition(":")
-    if name.startswith("/dev/"):
-        return name
-    if kind != "camera" or not number.isdecimal():
-        raise InputError(f"expected camera:NUMBER, such as camera:0, or a device such as /dev/video0, got {name!r}")
-    return f"/dev/video{number}"
+    device = name
+    if not name.startswith("/dev/"):
+        if kind != "camera" or not number.isdecimal():
+            raise InputError(f"expected camera:NUMBER, such as camera:0, or a device such as /dev/video0, got {name!r}")
+        device = f"/dev/video{number}"
+    if not os.path.exists(device):
+        raise InputError(f"{name}: no such camera")
+    return device
