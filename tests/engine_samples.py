@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 
+from dvt_fast.denoiser import Denoiser
 from dvt_fast.vit import ViT
 
 # One of each family that computes something of its own, and what makes it small.
@@ -51,6 +52,13 @@ def lively_vit(name, size=None, blocks=2, changed=None, **options) -> ViT:
         pytest.skip(f"this timm has no {name}")
     with mock.patch.object(timm, "create_model", create):
         return ViT(name, weights="random", size=size, **options)
+
+
+def lively_denoiser(kind="block", dim=48, **options) -> Denoiser:
+    """A denoiser with such weights; options are those of `Denoiser`."""
+    denoiser = Denoiser(dim, kind=kind, **({"grid": (5, 4), "num_heads": 3} | options)).eval()
+    enliven(denoiser)
+    return denoiser
 
 
 @torch.no_grad()

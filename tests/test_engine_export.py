@@ -12,12 +12,12 @@ timm = pytest.importorskip("timm")
 
 from safetensors.torch import load, save  # noqa: E402
 
-from dvt_fast.denoiser import KINDS, Denoiser, load_denoiser  # noqa: E402
+from dvt_fast.denoiser import KINDS, load_denoiser  # noqa: E402
 from dvt_fast.engine.export import to_bytes  # noqa: E402
 from dvt_fast.errors import InputError, NonFiniteError  # noqa: E402
 from dvt_fast.reference.engine import evaluate  # noqa: E402
 from dvt_fast.vit import ViT  # noqa: E402
-from engine_samples import FAMILIES, distance, enliven, lively_vit, noise, read_header  # noqa: E402
+from engine_samples import FAMILIES, distance, lively_denoiser, lively_vit, noise, read_header  # noqa: E402
 
 TINY = "vit_tiny_patch16_224"
 ROTARY = [name for name in FAMILIES if any(part in name for part in ("eva02", "rope", "pe_core", "dinov3", "sapiens2"))]
@@ -33,13 +33,6 @@ def in_float64(vit, images):
     vit.model = copy.deepcopy(vit.model).double()
     with torch.no_grad():
         return vit._tokens(images.double())[0].reshape(len(images), *vit.grid, vit.dim)
-
-
-def lively_denoiser(kind="block", dim=48, **options):
-    options = {"grid": (5, 4), "num_heads": 3} | options
-    denoiser = Denoiser(dim, kind=kind, **options).eval()
-    enliven(denoiser)
-    return denoiser
 
 
 def change_header(data, change):

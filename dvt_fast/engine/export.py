@@ -70,13 +70,17 @@ def _pack(header: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], dtype:
 
     stored = {}
     for name, value in tensors.items():
-        if not value.isfinite().all():
-            raise NonFiniteError(f"{name} holds NaN or infinity: not exported")
         is_linear = value.ndim == 2 and name.endswith(".weight")  # the weights that take time to read; no norm's
         stored[name] = value.to(dtype) if is_linear else value
-        if not stored[name].isfinite().all():
+        if not _is_finite(stored[name]):
+            if not _is_finite(value):
+                raise NonFiniteError(f"{name} holds NaN or infinity: not exported")
             raise NonFiniteError(f"{name} holds numbers too large for {dtype}: export as float32 or bfloat16")
     return save(stored, metadata={"dvt_fast": json.dumps(header)})
+
+
+def _is_finite(value: torch.Tensor) -> bool:
+    return all(math.isfinite(bound) for bound in torch.aminmax(value))  # several times faster than torch.isfinite
 
 
 def _transformer(layers: Layers, **settings: Any) -> dict[str, Any]:
