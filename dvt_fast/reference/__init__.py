@@ -1,4 +1,4 @@
-"""Stage 1 in plain torch, written to be read: what the native code is checked and timed against.
+"""Stage 1 and the engine in plain torch, written to be read: what the native code is checked and timed against.
 
 It shares nothing with the kernels, so that a common mistake cannot pass. Any floating dtype works; float64 is the
 yardstick for gradients.
