@@ -76,7 +76,7 @@ def test_attention_matches_double(isa, rows, tokens, head_dim):
 
 
 def test_attention_with_large_scores(isa):
-    """Scores of thousands, the largest in a later block of keys: no overflow, and the weights are those of the largest."""
+    """Scores of thousands, the largest in a later block of keys: nothing overflows, and the largest gets the weight."""
     q, k, v = normal(12, 64, scale=40), normal(1200, 64, seed=1, scale=10), normal(1200, 64, seed=2)
     k[1100] = 30 * q[3] / 40
     expected = _native.attention(q, k, v, reference=True)

@@ -76,9 +76,10 @@ py::array linear_binding(const Array<float>& weight, const py::object& bias, con
     linear_reference(weights, rows, x.data(), y.mutable_data());
     return y;
   }
-  const PackedLinear packed = pack_linear(
-      weights, named<Dtype>("dtype", dtype,
-                            {{"float32", Dtype::float32}, {"float16", Dtype::float16}, {"bfloat16", Dtype::bfloat16}}));
+  const auto type = named<Dtype>(
+      "dtype", dtype, {{"float32", Dtype::float32}, {"float16", Dtype::float16}, {"bfloat16", Dtype::bfloat16}});
+  Slabs memory;
+  const PackedLinear packed = pack_linear(weights, type, memory);
   const int64_t stride = row_stride(weights.out);
   Buffer<float> wide(rows * stride);
   if (k_chunk == 0) k_chunk = weights.in;

@@ -9,9 +9,16 @@
 #include <new>
 #include <utility>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace dvt {
 
 constexpr size_t kAlignment = 64;
+// From here on memory is laid out for huge pages, where the system gives them on request: tens of megabytes of weights
+// that are read once a frame need more small pages than a processor remembers the addresses of.
+constexpr size_t kHugePage = size_t{1} << 21, kHugeFrom = 2 * kHugePage;
 
 // A bad_alloc that says how much was asked for.
 class OutOfMemory : public std::bad_alloc {
@@ -48,9 +55,14 @@ class Buffer {
       data_ = nullptr;
       capacity_ = 0;
       if (count > kMaxCount) throw OutOfMemory(static_cast<double>(count), sizeof(T));
-      const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
-      data_ = static_cast<T*>(std::aligned_alloc(kAlignment, bytes));
+      size_t bytes = static_cast<size_t>(count) * sizeof(T);
+      const size_t alignment = bytes >= kHugeFrom ? kHugePage : kAlignment;
+      bytes = (bytes + alignment - 1) / alignment * alignment;
+      data_ = static_cast<T*>(std::aligned_alloc(alignment, bytes));
       if (!data_) throw OutOfMemory(static_cast<double>(count), sizeof(T));
+#if defined(__linux__)
+      if (alignment == kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);  // a hint: without it all works, slower
+#endif
       capacity_ = count;
     }
     return data_;
@@ -67,7 +79,7 @@ class Buffer {
 
  private:
   static constexpr int64_t kMaxCount =
-      (std::numeric_limits<int64_t>::max() - static_cast<int64_t>(kAlignment)) / static_cast<int64_t>(sizeof(T));
+      (std::numeric_limits<int64_t>::max() - static_cast<int64_t>(kHugePage)) / static_cast<int64_t>(sizeof(T));
 
   T* data_ = nullptr;
   int64_t capacity_ = 0;

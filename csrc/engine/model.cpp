@@ -31,14 +31,14 @@ Status Model::create(const EngineWeights& weights, Dtype dtype, std::shared_ptr<
     PackedPatchEmbed& to = packed->patch_embed.emplace();
     to.patch = from.patch;
     to.stride = from.stride;
-    to.linear = pack_linear(from.linear, dtype);
+    to.linear = pack_linear(from.linear, dtype, packed->memory);
     to.norm = {from.norm.kind, from.norm.eps, from.norm.weight, from.norm.bias};
     to.image_size = from.image_size;
     to.mean = from.mean;
     to.std = from.std;
   }
-  if (weights.vit) packed->vit = pack_transformer(*weights.vit, dtype);
-  if (weights.denoiser) packed->denoiser = pack_transformer(*weights.denoiser, dtype);
+  if (weights.vit) packed->vit = pack_transformer(*weights.vit, dtype, packed->memory);
+  if (weights.denoiser) packed->denoiser = pack_transformer(*weights.denoiser, dtype, packed->memory);
   if (!packed->vit && !packed->denoiser) return invalid_argument("an engine needs a ViT, a denoiser or both");
   *out = std::shared_ptr<const Model>(new Model(std::move(packed)));
   return Status();

@@ -21,6 +21,7 @@ struct PackedPatchEmbed {
 struct PackedModel {
   Isa isa = Isa::generic;  // what the weights are packed for
   Dtype dtype = Dtype::float32;
+  Slabs memory;  // what the packed layers point into
   std::optional<PackedPatchEmbed> patch_embed;
   std::optional<PackedTransformer> vit, denoiser;
   std::string metadata;

@@ -71,12 +71,11 @@ class Engine:
             data = path.read_bytes()
         except OSError as error:
             raise WeightsError(f"{path}: {error.strerror or error}") from None
-        if _format(data) != "dvt_fast.engine" and path.suffix in (".safetensors", ".pth", ".pt"):
-            if _format(data) == "dvt_fast.denoiser" or path.suffix != ".safetensors":
-                from ..denoiser import Denoiser
-                from .export import to_bytes
+        if path.suffix in (".pth", ".pt") or _format(data) == "dvt_fast.denoiser":
+            from ..denoiser import Denoiser
+            from .export import to_bytes
 
-                data = to_bytes(None, Denoiser.from_checkpoint(path))
+            data = to_bytes(None, Denoiser.from_checkpoint(path))
         return cls(data, dtype, name=str(path))
 
     @classmethod

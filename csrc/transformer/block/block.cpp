@@ -24,7 +24,7 @@ LinearWeights rows_of(const LinearWeights& weights, int64_t begin, int64_t end) 
   return part;
 }
 
-PackedBlock pack_block(const TransformerWeights& t, const BlockWeights& w, Dtype dtype) {
+PackedBlock pack_block(const TransformerWeights& t, const BlockWeights& w, Dtype dtype, Slabs& memory) {
   PackedBlock block;
   const int64_t inner = t.heads * t.head_dim;
   // Queries carry the scale of the scores: from their product, or from their norm where there is one.
@@ -40,19 +40,19 @@ PackedBlock pack_block(const TransformerWeights& t, const BlockWeights& w, Dtype
     for (float& v : block.q_norm.bias) v *= scale;
   }
   block.norm1 = without_affine(w.norm1);
-  block.q = pack_linear(rows_of(w.qkv, 0, inner), dtype, &w.norm1, q_scale);
-  block.kv = pack_linear(rows_of(w.qkv, inner, 3 * inner), dtype, &w.norm1);
+  block.q = pack_linear(rows_of(w.qkv, 0, inner), dtype, memory, &w.norm1, q_scale);
+  block.kv = pack_linear(rows_of(w.qkv, inner, 3 * inner), dtype, memory, &w.norm1);
   block.attention_norm = without_affine(w.attention_norm);
-  block.proj = pack_linear(w.proj, dtype, &w.attention_norm, w.scale1);
+  block.proj = pack_linear(w.proj, dtype, memory, &w.attention_norm, w.scale1);
   block.norm2 = without_affine(w.norm2);
   if (t.gated) {
-    block.fc1 = pack_linear(rows_of(w.fc1, 0, t.hidden), dtype, &w.norm2);
-    block.fc1_value = pack_linear(rows_of(w.fc1, t.hidden, 2 * t.hidden), dtype, &w.norm2);
+    block.fc1 = pack_linear(rows_of(w.fc1, 0, t.hidden), dtype, memory, &w.norm2);
+    block.fc1_value = pack_linear(rows_of(w.fc1, t.hidden, 2 * t.hidden), dtype, memory, &w.norm2);
   } else {
-    block.fc1 = pack_linear(w.fc1, dtype, &w.norm2);
+    block.fc1 = pack_linear(w.fc1, dtype, memory, &w.norm2);
   }
   block.mlp_norm = without_affine(w.mlp_norm);
-  block.fc2 = pack_linear(w.fc2, dtype, &w.mlp_norm, w.scale2);
+  block.fc2 = pack_linear(w.fc2, dtype, memory, &w.mlp_norm, w.scale2);
   return block;
 }
 
@@ -101,7 +101,7 @@ int64_t PackedTransformer::hidden_at_once() const {
   return std::min(hidden, kHiddenAtOnce);
 }
 
-PackedTransformer pack_transformer(const TransformerWeights& weights, Dtype dtype) {
+PackedTransformer pack_transformer(const TransformerWeights& weights, Dtype dtype, Slabs& memory) {
   PackedTransformer t;
   t.dim = weights.dim;
   t.heads = weights.heads;
@@ -116,7 +116,7 @@ PackedTransformer pack_transformer(const TransformerWeights& weights, Dtype dtyp
   t.extra_tokens = weights.extra_tokens;
   t.extra_first = weights.extra_first;
   t.blocks.reserve(weights.blocks.size());
-  for (const BlockWeights& block : weights.blocks) t.blocks.push_back(pack_block(weights, block, dtype));
+  for (const BlockWeights& block : weights.blocks) t.blocks.push_back(pack_block(weights, block, dtype, memory));
   return t;
 }
 

@@ -47,7 +47,7 @@ struct PackedTransformer {
   int64_t hidden_at_once() const;
 };
 
-PackedTransformer pack_transformer(const TransformerWeights& weights, Dtype dtype);
+PackedTransformer pack_transformer(const TransformerWeights& weights, Dtype dtype, Slabs& memory);
 
 // The angles of each patch: cos and sin, [patches, head_dim / 2] each.
 struct Rotation {

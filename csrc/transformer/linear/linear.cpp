@@ -15,7 +15,7 @@ uint16_t narrowed(float x, Dtype dtype) {
 
 }  // namespace
 
-PackedLinear pack_linear(const LinearWeights& weights, Dtype dtype, const NormWeights* before,
+PackedLinear pack_linear(const LinearWeights& weights, Dtype dtype, Slabs& memory, const NormWeights* before,
                          const std::vector<float>& row_scale) {
   PackedLinear packed;
   packed.kernels = &linear_kernels();
@@ -26,9 +26,14 @@ PackedLinear pack_linear(const LinearWeights& weights, Dtype dtype, const NormWe
   const int64_t nr = packed.nr, panels = packed.panel_count(), in = weights.in;
   const int64_t values = panels * in * nr;
   const bool narrow = dtype != Dtype::float32;
-  float* wide = packed.panels.zeroed(narrow ? (values + 1) / 2 : values);
+  const int64_t floats = narrow ? (values + 1) / 2 : values;
+  float* wide = memory.take(floats);
+  std::fill_n(wide, floats, 0.0f);
+  packed.panels = wide;
   uint16_t* halves = reinterpret_cast<uint16_t*>(wide);
-  float* bias = packed.bias.zeroed(panels * nr);
+  float* bias = memory.take(panels * nr);
+  std::fill_n(bias, panels * nr, 0.0f);
+  packed.bias = bias;
   const float* gain = before && !before->weight.empty() ? before->weight.data() : nullptr;
   const float* offset = before && !before->bias.empty() ? before->bias.data() : nullptr;
   for (int64_t o = 0; o < weights.out; ++o) {

@@ -12,8 +12,8 @@
 
 #include <cstdint>
 
-#include "core/buffer.h"
 #include "core/isa.h"
+#include "core/slabs.h"
 #include "core/tensor.h"
 #include "engine/weights.h"
 
@@ -26,16 +26,16 @@ struct PackedLinear {
   Dtype dtype = Dtype::float32;
   int64_t nr = 0;
   const LinearKernels* kernels = nullptr;  // of the instruction set that the panels were made for
-  Buffer<float> panels;                    // [panel][in][nr]; of 16-bit types half as many floats
-  Buffer<float> bias;                      // [panel][nr], zeros where there is none
+  const float* panels = nullptr;           // [panel][in][nr]; of 16-bit types half as many floats
+  const float* bias = nullptr;             // [panel][nr], zeros where there is none
 
   int64_t panel_count() const { return (out + nr - 1) / nr; }
   bool empty() const { return out == 0; }
 };
 
 // before: a norm whose weight and bias belong to this product's input, or null. row_scale: [out], or empty, multiplies
-// weights and bias. dtype: what the panels hold; sums are float32 whatever it is. Throws OutOfMemory.
-PackedLinear pack_linear(const LinearWeights& weights, Dtype dtype, const NormWeights* before = nullptr,
+// weights and bias. dtype: what the panels hold; sums are float32 whatever it is. memory: where they are kept.
+PackedLinear pack_linear(const LinearWeights& weights, Dtype dtype, Slabs& memory, const NormWeights* before = nullptr,
                          const std::vector<float>& row_scale = {});
 
 struct LinearCall {

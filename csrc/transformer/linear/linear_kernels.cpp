@@ -105,7 +105,7 @@ DVT_INLINE void run_tile(int rows, const Tile& t) {
 template <class Weight>
 void run_as(const LinearCall& call) {
   const PackedLinear& w = *call.weights;
-  const Weight* panels = reinterpret_cast<const Weight*>(w.panels.data());
+  const Weight* panels = reinterpret_cast<const Weight*>(w.panels);
   const int64_t panel_size = w.in * kNr, tiles = (call.rows + kMr - 1) / kMr;
   Tile t;
   t.k = call.k_end - call.k_begin;
@@ -115,7 +115,7 @@ void run_as(const LinearCall& call) {
   const int64_t lines = t.k * kNr * static_cast<int64_t>(sizeof(Weight)) / 64;
   for (int64_t panel = call.panel_begin; panel < call.panel_end; ++panel) {
     t.panel = panels + panel * panel_size + call.k_begin * kNr;
-    t.bias = call.add_bias ? w.bias.data() + panel * kNr : nullptr;
+    t.bias = call.add_bias ? w.bias + panel * kNr : nullptr;
     const bool more = panel + 1 < call.panel_end;
     const char* next = reinterpret_cast<const char*>(panels + (panel + 1) * panel_size + call.k_begin * kNr);
     float* y = call.y + (panel - call.panel_begin) * kNr;
