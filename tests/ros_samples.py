@@ -15,18 +15,15 @@ from rosbags.rosbag2 import Writer as Writer2
 from rosbags.typesys import Stores
 from rosbags.typesys import get_typestore as make_typestore
 
-IMAGE, COMPRESSED_IMAGE = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
-START = 1_700_000_000_123_456_789  # nanoseconds, of which a float keeps too few
+from result_samples import START, slope
 
+IMAGE, COMPRESSED_IMAGE = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 
 get_typestore = cache(make_typestore)
 
 
 def picture(height=12, width=16, seed=0):
-    """Even slopes of all three colours: uint8 [H, W, 3], of at most 144 pixels a side."""
-    y, x = np.mgrid[:height, :width] * np.array([144 // height, 144 // width])[:, None, None]
-    shift = np.random.default_rng(seed).integers(0, 60)
-    return np.stack([30 + shift + x, 220 - shift - y, 60 + x // 2 + y // 2], axis=-1).astype(np.uint8)
+    return slope(height, width, seed)
 
 
 def raw(encoding, data, height, width, step, is_bigendian=0):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +16,10 @@ from dvt_fast.errors import InputError, OutputError
 from dvt_fast.ros import FEATURE_MAP_DEFINITION, BagSink, BagSource, features_of
 from dvt_fast.stream import Result, Sink
 from dvt_fast.video.colors import StableColors
-from ros_samples import START, compressed, picture, rgb8, storage_file, write_bag
+from result_samples import START, largest_file, results
+from ros_samples import compressed, picture, rgb8, storage_file, write_bag
 
 OUTPUTS = [("bag", None), ("bag", "sqlite3"), ("bag.mcap", None), ("bag.db3", None)]
-
-
-def results(n=4, raw=True, meta=True, grid=(5, 7), channels=24, seed=0):
-    rng = np.random.default_rng(seed)
-    for i in range(n):
-        stamp = START + i * 40_000_000
-        known = {"frame_id": "front", "stamp_ns": stamp, "recorded_ns": stamp + 3} if meta else {}
-        features, raw_features = rng.standard_normal((2, *grid, channels), np.float32)
-        yield Result(
-            id=i,
-            image=picture(30, 44, seed=i),
-            features=features,
-            raw=raw_features if raw else None,
-            captured=time.monotonic(),
-            stamp=stamp / 1e9 if meta else None,
-            meta=known,
-        )
 
 
 def write_all(sink, items):
@@ -257,17 +239,6 @@ def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError):
         BagSink(tmp_path / "file" / "bag")
-
-
-@contextmanager
-def largest_file(size):
-    """The system refuses to make files larger, as it does on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("name, storage", OUTPUTS)

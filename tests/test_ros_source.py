@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ pytest.importorskip("rosbags", reason="needs the extra [ros]")
 from dvt_fast.errors import InputError
 from dvt_fast.ros import BagSource, is_bag
 from dvt_fast.stream import Source
+from result_samples import START
 from ros_samples import (
-    START,
     cdr,
     compressed,
     picture,
@@ -254,8 +255,9 @@ def test_close_from_another_thread_and_twice(tmp_path, storage):
     frames = []
     reader = threading.Thread(target=lambda: frames.extend(iter(source.read, None)))
     reader.start()
-    while not frames:
-        pass
+    deadline = time.monotonic() + 10
+    while not frames and time.monotonic() < deadline:
+        time.sleep(0.001)
     source.close()
     reader.join(5)
     assert not reader.is_alive() and 0 < len(frames) < 300

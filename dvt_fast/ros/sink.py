@@ -29,7 +29,7 @@ class BagSink:
     """Writes a ROS 2 bag, which appears at `path`, whole, when the sink is closed. Needs rosbags, the extra [ros].
 
     path: a folder, as ROS makes them, or with the ending .mcap or .db3 a single file; what exists already is not
-    replaced. storage: "mcap" (the default) or "sqlite3", of a folder. colors: to share them with another sink.
+    replaced. storage: "mcap" (the default) or "sqlite3", of a folder.
 
     Topics, under `prefix`: features (`dvt_fast_msgs/msg/FeatureMap`, numbers of `dtype`, float32 or float16; `model` is
     the text in it that says what computed them), pca (the colours, an Image of rgb8) and, where results have the ViT's
@@ -47,7 +47,6 @@ class BagSink:
         path: str | os.PathLike[str],
         *,
         storage: str | None = None,
-        colors: StableColors | None = None,
         model: str = "",
         dtype: str = "float32",
         prefix: str = "/dvt",
@@ -71,7 +70,7 @@ class BagSink:
         self._plugin = self._rosbag2.StoragePlugin[(storage or ending or "mcap").upper()]
         self._path, self._is_file = path, ending is not None
         check_folder(path.parent)
-        self._colors, self._model, self._dtype = colors or StableColors(), model, dtype
+        self._colors, self._model, self._dtype = StableColors(), model, dtype
         self._prefix, self._patch_pixels, self._camera = prefix, patch_pixels, camera
         self._unfinished: Unfinished | None = None  # from the first result on
         self._writer: Any = None
