@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image as PILImage
 from rosbags.rosbag1 import Writer as Writer1
-from rosbags.rosbag2 import StoragePlugin
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
 from rosbags.rosbag2 import Writer as Writer2
 from rosbags.typesys import Stores
 from rosbags.typesys import get_typestore as make_typestore
@@ -52,11 +52,13 @@ def cdr(fields, stamp=START, frame_id="camera", little_endian=True):
     return kind, store.serialize_cdr(message, kind, little_endian=little_endian)
 
 
-def write_bag(path, topics, storage="mcap", interval=100_000_000):
+def write_bag(path, topics, storage="mcap", interval=100_000_000, compression="NONE"):
     """A ROS 2 bag at folder `path`. topics: name -> what `cdr` gives (or fields, for that), a list; the i-th message is
     recorded 5 ms after START + i * interval and, given as fields, stamped with that."""
     store = get_typestore(Stores.ROS2_HUMBLE)
-    with Writer2(path, version=9, storage_plugin=StoragePlugin[storage.upper()]) as bag:
+    writer = Writer2(path, version=9, storage_plugin=StoragePlugin[storage.upper()])
+    writer.set_compression(CompressionMode[compression], CompressionFormat.ZSTD)
+    with writer as bag:
         for topic, messages in topics.items():
             connections = {}
             for i, message in enumerate(messages):

@@ -76,6 +76,17 @@ def test_big_endian_messages(tmp_path, storage):
     np.testing.assert_array_equal(frames[3].image, PICTURES[3])
 
 
+@pytest.mark.parametrize(
+    "storage, compression",
+    [("mcap", "STORAGE"), ("mcap", "MESSAGE"), ("mcap", "FILE"), ("sqlite3", "MESSAGE"), ("sqlite3", "FILE")],
+)
+def test_compressed_bags(tmp_path, storage, compression):
+    messages = [cdr(rgb8(pixels)) for pixels in PICTURES]
+    bag = write_bag(tmp_path / "bag", {"/image": messages}, storage, compression=compression)
+    frames = read_all(BagSource(bag, keep_messages=True))
+    assert [(frame.meta["message_type"], frame.meta["message"]) for frame in frames] == messages
+
+
 def test_ros1(tmp_path):
     path = write_ros1_bag(tmp_path / "one.bag", "/image", map(rgb8, PICTURES))
     frames = read_all(BagSource(path, keep_messages=True))
