@@ -14,7 +14,7 @@ from stream_samples import FakeSession, check_balance
 
 av = pytest.importorskip("av")
 
-from video_samples import corners, damage, grey, make_video, packets_of  # noqa: E402  needs PyAV
+from video_samples import corners, damage, grey, make_video, orient, packets_of  # noqa: E402  needs PyAV
 
 
 def frames_of(source):
@@ -86,26 +86,24 @@ def test_grey_is_grey(tmp_path, pixels):
 
 
 @pytest.mark.parametrize(
-    "rotation, shape, expected",  # counterclockwise, as FFmpeg says it
+    "matrix, expected",
     [
-        (90, (64, 48), ["green", "blue", "white", "red"]),
-        (-90, (64, 48), ["white", "red", "green", "blue"]),
-        (180, (48, 64), ["blue", "white", "red", "green"]),
-        (0, (48, 64), ["red", "green", "blue", "white"]),
+        ([[1, 0], [0, 1]], ["red", "green", "blue", "white"]),
+        ([[0, -1], [1, 0]], ["white", "red", "green", "blue"]),  # a quarter clockwise: an upright phone
+        ([[-1, 0], [0, -1]], ["blue", "white", "red", "green"]),
+        ([[0, 1], [-1, 0]], ["green", "blue", "white", "red"]),
+        ([[-1, 0], [0, 1]], ["green", "red", "white", "blue"]),  # mirrored: the camera at its front
+        ([[1, 0], [0, -1]], ["white", "blue", "green", "red"]),
+        ([[0, 1], [1, 0]], ["red", "white", "blue", "green"]),
+        ([[0, -1], [-1, 0]], ["blue", "green", "red", "white"]),
     ],
 )
-def test_rotation_is_applied(tmp_path, rotation, shape, expected):
-    (frame,) = frames_of(VideoFile(make_video(tmp_path / "a.mp4", [corners()], rotation=rotation)))
-    assert frame.image.shape == (*shape, 3) and frame.image.flags.c_contiguous
+def test_frames_are_upright(tmp_path, matrix, expected):
+    path = make_video(tmp_path / "a.mp4", [corners()])
+    orient(path, matrix)
+    (frame,) = frames_of(VideoFile(path))
+    assert frame.image.shape == ((48, 64, 3) if matrix[0][0] else (64, 48, 3)) and frame.image.flags.c_contiguous
     assert colors(frame.image) == expected
-
-
-def test_mirrored():
-    """Selfies may be; FFmpeg's writer has no option for it, so the matrix is told to the part that applies it."""
-    from dvt_fast.video.decoding import upright
-
-    assert colors(upright(corners(), np.array([[-1, 0], [0, 1]]))) == ["green", "red", "white", "blue"]
-    assert colors(upright(corners(), np.array([[0, 1], [1, 0]]))) == ["red", "white", "blue", "green"]
 
 
 def test_sizes_may_change(tmp_path):

@@ -1,5 +1,6 @@
 """Small videos for tests, made by PyAV."""
 
+import struct
 from fractions import Fraction
 
 import numpy as np
@@ -19,7 +20,7 @@ def grey(value: int, h: int = 48, w: int = 64) -> np.ndarray:
     return np.full((h, w, 3), value, np.uint8)
 
 
-def make_video(path, images, times=None, codec="libx264", pixels="yuv420p", rotation=None, rate=10, **options):
+def make_video(path, images, times=None, codec="libx264", pixels="yuv420p", rate=10, **options):
     """A video of `images`; times: of each, in seconds. options: of the encoder."""
     import av
 
@@ -28,8 +29,6 @@ def make_video(path, images, times=None, codec="libx264", pixels="yuv420p", rota
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = pixels
         stream.codec_context.time_base = Fraction(1, 1000)
-        if rotation is not None:
-            stream.set_display_rotation(rotation)
         for i, image in enumerate(images):
             frame = av.VideoFrame.from_ndarray(image, "rgb24")
             frame.pts = round(1000 * (times[i] if times else i / rate))
@@ -39,6 +38,15 @@ def make_video(path, images, times=None, codec="libx264", pixels="yuv420p", rota
         for packet in stream.encode():
             container.mux(packet)
     return path
+
+
+def orient(path, matrix) -> None:
+    """Tell players of an MP4 to show each pixel (x, y) at matrix @ (x, y): [2, 2], as phones do for turned pictures."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"tkhd") + 4 + 40
+    (a, c), (b, d) = (np.asarray(matrix) * 65536).astype(int)
+    data[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
 
 
 def packets_of(path) -> list[tuple[int, int, bool]]:
