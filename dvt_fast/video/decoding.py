@@ -94,9 +94,13 @@ class DecodedSource:
             if decoded.is_corrupt:
                 self._damage("corrupt")
                 continue
-            self._failures = 0
             captured = self._captured(decoded)
-            image = upright(self._reformatter.reformat(decoded, format="rgb24").to_ndarray(), orientation(decoded))
+            try:
+                image = upright(self._reformatter.reformat(decoded, format="rgb24").to_ndarray(), orientation(decoded))
+            except (self._av.FFmpegError, ValueError):  # pixels that FFmpeg cannot convert
+                self._damage("corrupt")
+                continue
+            self._failures = 0
             self._next_id += 1
             return Frame(self._next_id - 1, image, captured, self._stamp(decoded))
         return None
