@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, NonFiniteError
 from ..extras import require
 
 if TYPE_CHECKING:
@@ -89,10 +89,15 @@ def compressed_image(header: Any, jpeg: bytes) -> Any:
 
 
 def feature_map(header: Any, features: np.ndarray, dtype: str, model: str) -> Any:
-    """Features [h, w, C] as a FeatureMap, in one of `DTYPES`."""
+    """Features [h, w, C] as a FeatureMap, in one of `DTYPES`. Raises `NonFiniteError` where they hold NaN or infinity,
+    also where float16 makes it so."""
     height, width, channels = features.shape
-    data = np.ascontiguousarray(features, np.dtype(dtype).newbyteorder("<")).view(np.uint8).ravel()
-    return typestore().types[FEATURE_MAP](header, height, width, channels, dtype, model, data)
+    with np.errstate(over="ignore"):
+        numbers = np.ascontiguousarray(features, np.dtype(dtype).newbyteorder("<"))
+    if not np.isfinite(numbers).all():
+        overflow = np.isfinite(features).all()
+        raise NonFiniteError(f"features {'too large for float16' if overflow else 'with NaN or infinity'}: not written")
+    return typestore().types[FEATURE_MAP](header, height, width, channels, dtype, model, numbers.view(np.uint8).ravel())
 
 
 def features_of(message: Any) -> np.ndarray:

@@ -38,8 +38,10 @@ class BagSink:
     own topic, else a JPEG on image/compressed.
 
     Every message has the stamp and frame_id of the frame, and the time at which the frame was recorded; what has no
-    stamp is stamped with the time of its capture, by the clock of the system. Raises `OutputError` where the bag cannot
-    be written; nothing of it is left then.
+    stamp is stamped with the time of its capture, by the clock of the system.
+
+    `write` raises `NonFiniteError` for features with NaN or infinity, which are not written; the sink goes on. Where
+    the bag cannot be written, both raise `OutputError`, and nothing of it is left.
     """
 
     def __init__(
