@@ -27,10 +27,16 @@ DVT_INLINE vfloat load_weights(const bfloat16* p) {
   return reinterpret_cast<vfloat>(__builtin_convertvector(narrow, vuint) << 16);
 }
 
-// sums += x panel: `k` numbers of each row of x, rows `stride` apart, and a panel [k][kNr].
-template <int kRows, class Weight>
+// sums += x panel: `k` numbers of each row of x, rows `stride` apart, and a panel [k][kNr]. kAhead: how many steps
+// ahead of its use to fetch the panel (and what lies behind it), 0 not at all.
+template <int kRows, int kAhead = 0, class Weight>
 DVT_INLINE void multiply(int64_t k, const float* x, int64_t stride, const Weight* panel, vfloat (&sums)[kRows][2]) {
   for (int64_t p = 0; p < k; ++p, panel += kNr) {
+    if (kAhead > 0) {
+#pragma GCC unroll 2
+      for (int line = 0; line < kNr * static_cast<int>(sizeof(Weight)) / 64; ++line)
+        __builtin_prefetch(reinterpret_cast<const char*>(panel + kAhead * kNr) + 64 * line);
+    }
     const vfloat w0 = load_weights(panel), w1 = load_weights(panel + kLanes);
 #pragma GCC unroll 12
     for (int i = 0; i < kRows; ++i) {
