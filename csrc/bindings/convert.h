@@ -52,5 +52,7 @@ void bind_hashgrid(py::module_& m);
 void bind_direct(py::module_& m);
 void bind_transformer(py::module_& m);
 void bind_engine(py::module_& m);
+void bind_engine_parts(py::module_& m);
+void bind_pixels(py::module_& m);
 
 }  // namespace dvt::bindings

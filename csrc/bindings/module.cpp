@@ -10,4 +10,6 @@ PYBIND11_MODULE(_native, m) {
   dvt::bindings::bind_direct(m);
   dvt::bindings::bind_transformer(m);
   dvt::bindings::bind_engine(m);
+  dvt::bindings::bind_engine_parts(m);
+  dvt::bindings::bind_pixels(m);
 }

@@ -228,9 +228,8 @@ PatchEmbedWeights read_patch_embed(const JsonValue& value, int64_t dim, Tensors*
   embed.patch = fields.integers("patch", 1, kMaxPatch);
   embed.stride = fields.integers("stride", 1, kMaxPatch);
   embed.image_size = fields.integers("image_size", 1, kMaxImageSize);
-  const std::array<double, 3> mean = fields.numbers<3>("mean", -1e3, 1e3), std = fields.numbers<3>("std", 1e-6, 1e6);
-  std::copy(mean.begin(), mean.end(), embed.mean.begin());
-  std::copy(std.begin(), std.end(), embed.std.begin());
+  embed.mean = fields.numbers<3>("mean", -1e3, 1e3);
+  embed.std = fields.numbers<3>("std", 1e-6, 1e6);
   embed.norm = read_norm(&fields, "norm", status);
   fields.finish();
   for (size_t i = 0; i < 2; ++i) {
