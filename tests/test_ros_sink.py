@@ -12,7 +12,7 @@ pytest.importorskip("rosbags", reason="needs the extra [ros]")
 
 from rosbags.highlevel import AnyReader
 
-from dvt_fast.errors import InputError, OutputError
+from dvt_fast.errors import InputError, NonFiniteError, OutputError
 from dvt_fast.ros import FEATURE_MAP_DEFINITION, BagSink, BagSource, features_of
 from dvt_fast.stream import Result, Sink
 from dvt_fast.video.colors import StableColors
@@ -181,18 +181,18 @@ def test_without_results_there_is_no_bag(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_result_that_cannot_be_written_leaves_the_sink_as_it_was(tmp_path):
+@pytest.mark.parametrize("dtype, value", [("float32", np.nan), ("float32", -np.inf), ("float16", 1e6)])
+def test_features_that_cannot_be_written_leave_the_sink_as_it_was(tmp_path, dtype, value):
     one, broken, two = results(3)
-    broken.features = np.zeros((5, 7), np.float32)
-    sink = BagSink(tmp_path / "bag")
+    broken.features[1, 2, 3] = value
+    sink = BagSink(tmp_path / "bag", dtype=dtype)
     sink.write(one)
-    with pytest.raises(ValueError):
+    with pytest.raises(NonFiniteError, match="float16" if dtype == "float16" else "NaN or infinity"):
         sink.write(broken)
     sink.write(two)
     sink.close()
-    assert [message.header.stamp.nanosec % 1000 for _, message, _ in read_all(tmp_path / "bag")["/dvt/pca"]] == [
-        789
-    ] * 2
+    for messages in read_all(tmp_path / "bag").values():
+        assert [stamp_of(message) for _, message, _ in messages] == [START, START + 80_000_000]
 
 
 def test_interrupt_while_a_record_is_written(tmp_path, monkeypatch):
@@ -289,3 +289,9 @@ def test_real_bag_in_and_out(shared_data, tmp_path):
     topic = "/camera/image_raw/compressed"
     assert [(time, data) for time, _, data in after[topic]] == [(time, data) for time, _, data in before[topic]]
     assert storage_file(tmp_path / "bag").name == "bag.mcap"
+
+
+def test_the_documents_have_the_definition():
+    text = (Path(__file__).parents[1] / "docs" / "ros.md").read_text()
+    assert f"```text\n{FEATURE_MAP_DEFINITION}```" in text
+    assert all(f"`{name}`" in text for name in ("rgb8", "bgra8", "mono8", "yuv422", "uyvy", "yuv422_yuy2", "yuyv"))

@@ -303,6 +303,40 @@ def test_many_frames_from_a_fast_source_balance():
         assert dropped_after == 255 - results[-1].id
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_happens_every_frame_is_accounted_for(seed):
+    """Losses, failures, a slow session or a slow reader, an end or an early close: in = delivered + dropped."""
+    random = np.random.default_rng(seed)
+    items = [str(random.choice(["corrupt", "broken"])) if random.random() < 0.1 else i for i in range(150)]
+    source = FakeSource(*items, InputError("unplugged") if seed % 3 == 0 else None, live=seed % 4 != 0)
+    session = FakeSession()
+    session.failures = {int(i): NonFiniteError("bad") for i in random.integers(0, 150, 15)}
+    slow, early = random.choice(["session", "reader", "nobody"]), random.random() < 0.3
+    if slow == "session":
+        compute = session.run
+        session.run = lambda *given, **named: (time.sleep(0.0005), compute(*given, **named))[1]
+    results, errors = [], 0
+    with Stream(session, source, POLICIES[seed % 3]) as stream:
+        while not (early and len(results) > 5):
+            try:
+                result = stream.read(PATIENCE)
+            except (NonFiniteError, InputError):
+                errors += 1
+                continue
+            if result is None:
+                break
+            check_balance(stream)
+            results.append(result)
+            time.sleep(0.0005 * (slow == "reader"))
+    numbers = check_balance(stream)
+    assert numbers["pending"] == 0 and numbers["delivered"] == len(results)
+    assert 0 <= source.count - numbers["in"] <= early  # one may come back when all is over
+    assert [r.id for r in results] == sorted({r.id for r in results})
+    assert sum(r.drops_before for r in results) <= numbers["dropped"]
+    if not early:
+        assert errors >= (seed % 3 == 0) and "closed" not in numbers["drops"]
+
+
 def test_iterables_of_images():
     images = [make_image(value) for value in range(30)]
     with Stream(FakeSession(), images) as stream:  # a list waits to be read
