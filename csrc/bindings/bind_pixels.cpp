@@ -37,7 +37,9 @@ Array<float> prepare_pixels_binding(const py::array& image, std::pair<int64_t, i
   Status status;
   {
     py::gil_scoped_release release;
-    Buffer<char> scratch(static_cast<int64_t>(pixels_scratch_bytes(plan)));
+    const size_t bytes = pixels_scratch_bytes(plan);
+    Buffer<char> scratch(static_cast<int64_t>(bytes));
+    std::memset(scratch.data(), 0xff, bytes);  // NaN: what the scratch holds must not matter
     status = prepare_pixels(plan, view, scratch.data(), result);
   }
   raise_if_error(status);

@@ -189,6 +189,9 @@ void resize_uint8(const PixelsPlan& plan, const Source& source, const Workspace&
     resize_rows(kernels, w, rows, padded ? bytes + kRowPadding : bytes, source.pixel_bytes, to);
   };
 
+  // Vectors of columns end after the target: there is 0, for nothing to depend on what the scratch held.
+  for (int64_t row = 0; row < w.ring_pairs * kChannels; ++row)
+    std::fill(w.ring + row * w.ring_stride + plan.width, w.ring + (row + 1) * w.ring_stride, 0);
   int64_t made = 0;  // rows, of the first pass
   for (int64_t y = 0; y < plan.height; ++y) {
     const int64_t first = axis.first[y], taps = axis.taps[y];
