@@ -13,6 +13,8 @@ torch.
 --isa avx2 repeats the run as on a processor without AVX-512: CPUID is made to say so (hide_avx512.c); where the system
 cannot do that, by the switches that libraries have (ONNX Runtime and OpenVINO's products have none).
 
+--clock cpu counts the process's own time on the processor: of use where other programs keep the cores busy.
+
     python benchmarks/engine.py [--threads 1 2] [--isa native avx2] [--rivals NAMES] [--json results.json]
 """
 
@@ -47,6 +49,7 @@ from dvt_fast.engine.export import to_bytes
 BLOCKS = [(384, 16), (384, 37), (768, 16), (768, 37)]  # channels, patches a side
 VITS = {"ViT-Ti/16": "vit_tiny_patch16_224", "ViT-S/14": "vit_small_patch14_dinov2"}
 VIT_SIZE = 224
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 RIVALS = [name for name in CANDIDATES if name != ENGINE]
 WRONG = 10.0  # times the error of torch eager
 PRODUCTS = [(1024, 768, 3072), (1536, 1536, 1536)]  # m, k, n
@@ -149,18 +152,19 @@ def _error(features: np.ndarray, truth: np.ndarray) -> float:
     return float(error) if np.isfinite(error) else float("inf")
 
 
-def timed(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
+def timed(runs: dict[str, Run], repeats: int, clock: str) -> dict[str, list[float]]:
     """Seconds of each run: rounds in which everyone has a turn, in a new order each time.
 
     A turn is one run that is not timed, in which the pools of the one before fall asleep, and one that is.
     """
+    now = CLOCKS[clock]
     order, times = random.Random(0), {name: [] for name in runs}
     for _ in range(repeats):
         for name in order.sample(list(runs), len(runs)):
             runs[name]()
-            start = time.perf_counter()
+            start = now()
             runs[name]()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(now() - start)
     return times
 
 
@@ -190,7 +194,7 @@ def gemm_rate(times: dict[str, list[float]]) -> dict[str, float]:
     return rates
 
 
-def measure(cases: Iterable[Case], threads: int, repeats: int, names: list[str]) -> dict:
+def measure(cases: Iterable[Case], threads: int, repeats: int, names: list[str], clock: str) -> dict:
     """All cases in this process, with this number of threads."""
     torch.set_num_threads(threads)
     _native.set_num_threads(threads)
@@ -201,9 +205,9 @@ def measure(cases: Iterable[Case], threads: int, repeats: int, names: list[str])
         runs, rows = prepared(case, threads, names)
         work = gflop(case)
         # The products before and after: what a quiet moment gives is the peak for all.
-        for rates in (gemm_rate(timed(large, max(3, repeats // 8))) for _ in range(2)):
+        for rates in (gemm_rate(timed(large, max(3, repeats // 8), clock)) for _ in range(2)):
             peak = {name: max(rate, peak.get(name, 0.0)) for name, rate in rates.items()}
-        for name, seconds in timed(runs, repeats).items():
+        for name, seconds in timed(runs, repeats, clock).items():
             rows[name] |= {"best_ms": 1e3 * min(seconds), "median_ms": 1e3 * float(np.median(seconds))}
             rows[name]["gflop_per_s"] = work / min(seconds)
         rivals = {name: rows[name]["best_ms"] for name in runs if name != ENGINE}
@@ -220,7 +224,12 @@ def measure(cases: Iterable[Case], threads: int, repeats: int, names: list[str])
 def show(result: dict) -> None:
     peak = max(result["gemm_peak"].values())
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in result["gemm_peak"].items())
-    print(f"\n{result['isa']} (torch: {result['torch_isa']}), threads: {result['threads']}")
+    how = {
+        "cpuid": ", CPUID restricted",
+        "switches": ", restricted by switches: ONNX Runtime and OpenVINO may use more",
+    }
+    print(f"\n{result['isa']} (torch: {result['torch_isa']}{how.get(result['restricted_by'], '')}),"
+          f" threads: {result['threads']}, clock: {result['clock']}")  # fmt: skip
     print(f"GEMM peak {peak:.0f} GFLOP/s ({rates})")
     for name, case in result["cases"].items():
         ratio = f": {case['ratio']:.2f} times as fast as {case['fastest_rival']}" if "ratio" in case else ""
@@ -293,7 +302,7 @@ def child(arguments: argparse.Namespace) -> None:
     blocks, vits, size = ([(64, 5)], {"mini": "dvt_mini"}, 64) if arguments.tiny else (BLOCKS, VITS, VIT_SIZE)
     cases = [block_case(dim, side) for dim, side in blocks if "block" in arguments.cases]
     cases += [vit_case(label, name, size) for label, name in vits.items() if "vit" in arguments.cases]
-    result = measure(cases, threads, arguments.repeats, [ENGINE, *arguments.rivals])
+    result = measure(cases, threads, arguments.repeats, [ENGINE, *arguments.rivals], arguments.clock)
     if "vit" in arguments.cases:
         first = cases[len(cases) - len(vits)]
         result["cold_start"] = {"case": first.name, **cold_start(first, threads)}
@@ -306,11 +315,14 @@ def main() -> None:
     parser.add_argument("--isa", nargs="+", choices=["native", "avx2"], default=["native"])
     parser.add_argument("--cases", nargs="+", choices=["block", "vit"], default=["block", "vit"])
     parser.add_argument("--rivals", nargs="*", choices=RIVALS, default=RIVALS)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--tiny", action="store_true", help="small models, to test this program")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.clock == "cpu" and arguments.threads != [1]:
+        parser.error("--clock cpu counts the time of all threads together, waiting ones too: add --threads 1")
     if arguments.child:
         return child(arguments)
     runs = []
@@ -320,11 +332,11 @@ def main() -> None:
             for threads in arguments.threads:
                 file = Path(temporary) / "result.json"
                 options = ["--cases", *arguments.cases, "--rivals", *arguments.rivals]
-                options += ["--repeats", str(arguments.repeats)]
+                options += ["--repeats", str(arguments.repeats), "--clock", arguments.clock]
                 options += ["--threads", str(threads), "--child", str(file)] + ["--tiny"] * arguments.tiny
                 command = [sys.executable, __file__, *options]
                 subprocess.run(command, check=True, env=_environment() | {"OMP_NUM_THREADS": str(threads)} | extra)
-                runs.append({"restricted_by": how, **json.loads(file.read_text())})
+                runs.append({"restricted_by": how, "clock": arguments.clock, **json.loads(file.read_text())})
                 show(runs[-1])
     versions = {name: _version(name) for name in ("onnxruntime", "openvino")}
     save(arguments.json, {"rivals": versions, "repeats": arguments.repeats, "runs": runs})

@@ -4,6 +4,7 @@
 // and OpenVINO multiply matrices with), but all of them ask the CPUID instruction. Linux can let that instruction fault
 // (arch_prctl ARCH_CPUID, inherited by threads, on processors with "cpuid_fault" in /proc/cpuinfo); the handler here
 // executes it and clears bits of the answer. Does nothing where the system cannot do this.
+#define _GNU_SOURCE  // names of the registers
 #include <signal.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
