@@ -71,6 +71,7 @@ OPTIONS = (
     *("topic", "features", "raw", "rerun", "stats"),
 )
 
+LARGEST = (8192, 8192)  # pixels of a frame, upright or not: of a session it costs a few megabytes
 TOLD = 10  # errors that are told one by one
 
 
@@ -145,7 +146,7 @@ def denoise_stream(job: Job, folder: Path) -> None:
             check_folder(job.stats.parent)
         engine = _engine(job)
         size = job.asked["size"] if job.engine is not None else None  # else it is that of the ViT
-        session = engine.session(input="image", size=size, threads=job.threads or None)
+        session = engine.session(input="image", size=size, threads=job.threads or None, max_source=LARGEST)
         sinks = _sinks(job, folder, engine, stack)
         if camera:
             source = stack.enter_context(closing(_source(job)))
