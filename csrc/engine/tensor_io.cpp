@@ -43,9 +43,12 @@ void read_values(const TensorView& from, int64_t offset, int64_t stride, int64_t
 }
 
 bool write_values(const float* from, const TensorView& to, int64_t offset, int64_t stride, int64_t count) {
-  // A number times zero is zero; NaN and infinity are not.
-  float zero = 0;
-  for (int64_t i = 0; i < count; ++i) zero += from[i] * 0.0f;
+  uint32_t bad = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, from + i, sizeof bits);
+    bad |= (bits & 0x7f800000u) == 0x7f800000u ? 1u : 0u;  // the exponent of NaN and infinity
+  }
   switch (to.dtype) {
     case Dtype::float32: {
       float* p = static_cast<float*>(to.data) + offset;
@@ -56,10 +59,12 @@ bool write_values(const float* from, const TensorView& to, int64_t offset, int64
       break;
     }
     case Dtype::float16: scatter(from, static_cast<uint16_t*>(to.data) + offset, stride, count, float_to_half); break;
-    case Dtype::bfloat16: scatter(from, static_cast<uint16_t*>(to.data) + offset, stride, count, float_to_bfloat16); break;
+    case Dtype::bfloat16:
+      scatter(from, static_cast<uint16_t*>(to.data) + offset, stride, count, float_to_bfloat16);
+      break;
     case Dtype::uint8: break;  // refused before
   }
-  return zero == 0.0f;
+  return bad == 0;
 }
 
 }  // namespace dvt

@@ -135,19 +135,53 @@ void run(const AttentionCall& call) {
   }
 }
 
+// rows[i][j] becomes rows[j][i]: interleaving the first half of the vectors with the second, once for each bit of a
+// lane's number.
+DVT_INLINE void transpose(vfloat (&rows)[kLanes]) {
+  vint low, high;
+  for (int i = 0; i < kLanes; ++i) {
+    low[i] = i / 2 + (i % 2) * kLanes;
+    high[i] = low[i] + kLanes / 2;
+  }
+#pragma GCC unroll 4
+  for (int bit = 1; bit < kLanes; bit *= 2) {
+    vfloat next[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
+}
+
 void store_keys(const KeyValueShape& shape, int64_t first, int64_t rows, const float* k, int64_t stride, float* keys) {
   const int64_t head_dim = shape.head_dim;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t token = first + r;
-    float* to = keys + token / kNr * kNr * head_dim + token % kNr;
+  const auto place = [&](int64_t token) { return keys + token / kNr * kNr * head_dim + token % kNr; };
+  for (int64_t r = 0; r < rows;) {
+    float* to = place(first + r);
     const float* from = k + r * stride;
-    for (int64_t d = 0; d < head_dim; ++d) to[d * kNr] = from[d];
+    int64_t d = 0;
+    int64_t count = 1;
+    if ((first + r) % kLanes == 0 && r + kLanes <= rows) {
+      count = kLanes;
+      for (; d + kLanes <= head_dim; d += kLanes) {
+        vfloat block[kLanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) block[i] = load(from + i * stride + d);
+        transpose(block);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) store(to + (d + i) * kNr, block[i]);
+      }
+    }
+    for (; d < head_dim; ++d)
+      for (int64_t i = 0; i < count; ++i) to[d * kNr + i] = from[i * stride + d];
+    r += count;
   }
   if (first + rows == shape.tokens)
-    for (int64_t token = shape.tokens; token % kNr != 0; ++token) {
-      float* to = keys + token / kNr * kNr * head_dim + token % kNr;
-      for (int64_t d = 0; d < head_dim; ++d) to[d * kNr] = 0;
-    }
+    for (int64_t token = shape.tokens; token % kNr != 0; ++token)
+      for (int64_t d = 0; d < head_dim; ++d) place(token)[d * kNr] = 0;
 }
 
 void store_values(const KeyValueShape& shape, int64_t first, int64_t rows, const float* v, int64_t stride,
