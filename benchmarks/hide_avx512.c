@@ -14,12 +14,20 @@ enum { kArchSetCpuid = 0x1012 };
 
 #define BIT(n) (1u << (n))
 
+// In place of the C library's: GCC, which torch.compile runs, would put its own handler there.
+void (*signal(int number, void (*handler)(int)))(int) {
+  struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART}, before;
+  if (number == SIGSEGV) return SIG_DFL;
+  return sigaction(number, &action, &before) == 0 ? before.sa_handler : SIG_ERR;
+}
+
 static void on_fault(int number, siginfo_t* info, void* context) {
   greg_t* registers = ((ucontext_t*)context)->uc_mcontext.gregs;
   const unsigned char* at = (const unsigned char*)registers[REG_RIP];
   (void)info;
   if (at[0] != 0x0f || at[1] != 0xa2) {  // not CPUID but a true fault: let it happen again, without us
-    signal(number, SIG_DFL);
+    const struct sigaction fatal = {.sa_handler = SIG_DFL};
+    sigaction(number, &fatal, 0);
     return;
   }
   const unsigned leaf = (unsigned)registers[REG_RAX], part = (unsigned)registers[REG_RCX];
