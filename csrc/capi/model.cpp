@@ -1,5 +1,6 @@
 #include "capi/handles.h"
 #include "capi/structs.h"
+#include "engine/model_packed.h"
 
 namespace dvt::capi {
 namespace {
@@ -72,6 +73,10 @@ dvt_status dvt_model_get_info(const dvt_model* model, dvt_model_info* info) {
                     : m.dtype() == dvt::Dtype::bfloat16 ? DVT_WEIGHTS_BFLOAT16
                                                         : DVT_WEIGHTS_FLOAT32;
     found.dim = m.dim();
+    if (const auto& embed = m.packed().patch_embed) {
+      found.image_height = embed->image_size[0];
+      found.image_width = embed->image_size[1];
+    }
     found.source = m.metadata().c_str();
     return write_struct(found, "info", info);
   });

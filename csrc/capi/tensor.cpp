@@ -2,6 +2,7 @@
 
 #include <cinttypes>
 #include <cstddef>
+#include <cstdlib>
 
 namespace dvt::capi {
 namespace {
@@ -13,6 +14,9 @@ static_assert(offsetof(dvt_tensor, data) == 0 && offsetof(dvt_tensor, device) ==
               offsetof(dvt_tensor, shape) == 24 && offsetof(dvt_tensor, strides) == 32 &&
               offsetof(dvt_tensor, byte_offset) == 40 && sizeof(dvt_tensor) == 48);
 #endif
+
+// Processors of 64 bits give a process at most so many addresses; above them a pointer may carry a tag.
+constexpr int64_t kAddresses = int64_t{1} << 56;
 
 const char* device_name(int32_t type) {
   switch (type) {
@@ -76,29 +80,28 @@ dvt_status find_layout(const dvt_tensor& tensor, const char* name, TensorView* v
   }
   overflow |= __builtin_mul_overflow(first, item, low) || __builtin_mul_overflow(last, item, high) ||
               __builtin_add_overflow(*high, item - 1, high);
-  if (overflow) return fail(DVT_INVALID_ARGUMENT, "%s's shape and strides reach further than any memory", name);
+  if (overflow || *low < -kAddresses || *high > kAddresses)
+    return fail(DVT_INVALID_ARGUMENT, "%s's shape and strides reach further than any memory", name);
   return DVT_OK;
 }
 
 // Sorted by stride, each axis must step over all that the ones before it cover.
 bool elements_may_overlap(const TensorView& view) {
   bool done[kMaxRank] = {};
-  uint64_t covered = 0;  // the largest offset of an element so far
+  int64_t covered = 0;  // the largest offset of an element so far
   for (int i = 0; i < view.rank; ++i) {
     int next = -1;
-    uint64_t step = 0;
+    int64_t step = 0;
     for (int axis = 0; axis < view.rank; ++axis) {
-      const int64_t signed_stride = view.strides[axis];
-      const uint64_t stride = signed_stride < 0 ? 0 - static_cast<uint64_t>(signed_stride) : signed_stride;
-      if (!done[axis] && (next < 0 || stride < step)) {
-        next = axis;
-        step = stride;
-      }
+      const int64_t stride = std::abs(view.strides[axis]);
+      if (done[axis] || (next >= 0 && stride >= step)) continue;
+      next = axis;
+      step = stride;
     }
     done[next] = true;
     if (view.shape[next] == 1) continue;
     if (step <= covered) return true;
-    covered += step * static_cast<uint64_t>(view.shape[next] - 1);
+    covered += step * (view.shape[next] - 1);
   }
   return false;
 }
@@ -117,9 +120,10 @@ dvt_status view_tensor(const dvt_tensor* tensor, const char* name, bool written,
   int64_t low = 0, high = 0;
   DVT_CAPI_TRY(find_layout(*tensor, name, view, &low, &high));
   uint64_t address = 0, end = 0;
-  if (__builtin_add_overflow(reinterpret_cast<uintptr_t>(tensor->data), tensor->byte_offset, &address) ||
-      address > UINTPTR_MAX || 0 - static_cast<uint64_t>(low) > address ||
-      __builtin_add_overflow(address, static_cast<uint64_t>(high), &end) || end > UINTPTR_MAX)
+  if (tensor->byte_offset > uint64_t{kAddresses} ||
+      __builtin_add_overflow(reinterpret_cast<uintptr_t>(tensor->data), tensor->byte_offset, &address) ||
+      static_cast<uint64_t>(-low) > address || __builtin_add_overflow(address, static_cast<uint64_t>(high), &end) ||
+      end > UINTPTR_MAX)
     return fail(DVT_INVALID_ARGUMENT, "%s's byte_offset and strides reach further than any memory", name);
   if (address % static_cast<uint64_t>(size_of(view->dtype)))
     return fail(DVT_INVALID_ARGUMENT, "%s's first element must be aligned to its %d bytes, got address %#" PRIx64, name,
