@@ -181,7 +181,7 @@ def test_pixels_are_prepared_as_the_vit_does_it(vit, engine):
     from PIL import Image
 
     frame = np.random.default_rng(0).integers(0, 256, (90, 131, 3), np.uint8)
-    expected = engine.session(input="normalized").run(vit.transform(Image.fromarray(frame)))
+    expected = engine.session(input="normalized").run(vit.transform(Image.fromarray(frame)).numpy())
     session = engine.session()
     np.testing.assert_allclose(session.run(frame), expected, atol=1e-5 * np.abs(expected).max())
     np.testing.assert_allclose(session.run(frame[None])[0], expected, atol=1e-5 * np.abs(expected).max())
