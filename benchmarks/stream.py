@@ -30,6 +30,7 @@ from dvt_fast.video import ImageSequence, VideoFile
 from dvt_fast.video.colors import StableColors
 from dvt_fast.visual import ColorBasis
 
+WHAT = ["live", "alone", "colors"]
 RATES = (10, 30)
 CLIPS = ("driving_solidWhiteRight.mp4", "handheld_sam2_bedroom.mp4", "davis-mallard-water")
 
@@ -117,13 +118,15 @@ def colors(session: dvt_fast.Session) -> list[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=["live", "alone", "colors"], default=["live", "alone", "colors"])
+    parser.add_argument("what", nargs="*", default=WHAT, help="all by default")
     parser.add_argument("--denoiser", type=Path, help="trained for this ViT; one that is not trained by default")
     parser.add_argument("--threads", type=int, default=dvt_fast.get_num_threads())
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if not DATA.is_dir():
         sys.exit(f"stream.py needs the clips and weights at {DATA}")
+    if unknown := set(arguments.what) - set(WHAT):
+        parser.error(f"expected {', '.join(WHAT)}, got {min(unknown)}")
     session = make_session(arguments.denoiser, arguments.threads)
     out: dict = {"vit": NAME, "size": session.size, "threads": session.threads}
     out["denoiser"] = "trained" if arguments.denoiser else "not trained"
