@@ -22,7 +22,7 @@ int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / mult
 void gemm(Transpose trans_a, Transpose trans_b, GemmShape shape, float alpha, const float* a, int64_t lda,
           const float* b, int64_t ldb, float beta, float* c, int64_t ldc, const GemmEpilogue& epilogue) {
   const GemmKernels& kernels = gemm_kernels();
-  const auto [m, n, k] = shape;
+  const int64_t m = shape.m, n = shape.n, k = shape.k;
   if (m <= 0 || n <= 0) return;
   // k == 0 still scales C and runs the epilogue.
   thread_local Buffer<float> packed_b_buffer;
