@@ -59,7 +59,7 @@ def by_pillow(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def prepared(image: np.ndarray, size: tuple[int, int], max_source: tuple[int, int] | None = None, **plan) -> np.ndarray:
     rows = 0 if image.dtype == np.uint8 else 1
-    return _native.prepare_pixels(image, size, max_source=max_source or image.shape[rows : rows + 2], **(plan or RAW))
+    return _native.Pixels(size, max_source or image.shape[rows : rows + 2], **(plan or RAW)).prepare(image)
 
 
 @pytest.mark.parametrize(("source", "target"), SIZES)
@@ -153,10 +153,14 @@ def test_one_pixel_for_all():
     np.testing.assert_array_equal(prepared(gray, (20, 30)), by_pillow(gray, (20, 30)))
 
 
-def test_a_plan_for_larger_images_serves_smaller_ones(isa):
-    for source in [(40, 61), (200, 31), (400, 500)]:
+def test_one_plan_serves_images_of_any_size(isa):
+    """A camera may change its size: tables and rings are filled anew, whatever the frame before left there."""
+    pixels = _native.Pixels((24, 40), (400, 500), **RAW)
+    for source in [(40, 61), (400, 500), (200, 31), (24, 40), (40, 61)]:
         image = noise(source)
-        np.testing.assert_array_equal(prepared(image, (24, 40), (400, 500)), by_pillow(image, (24, 40)))
+        np.testing.assert_array_equal(pixels.prepare(image), by_pillow(image, (24, 40)))
+        values = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32) / 255
+        np.testing.assert_array_equal(pixels.prepare(values), prepared(values, (24, 40)))
 
 
 class Guarded:
@@ -306,7 +310,7 @@ REFUSED = [
 @pytest.mark.parametrize(("image", "changes", "message"), REFUSED, ids=[message[-40:] for _, _, message in REFUSED])
 def test_what_cannot_be_is_refused(image, changes, message):
     with pytest.raises(InputError) as error:
-        _native.prepare_pixels(image, **({"size": (4, 4), "max_source": (8, 9)} | RAW | changes))
+        _native.Pixels(**({"size": (4, 4), "max_source": (8, 9)} | RAW | changes)).prepare(image)
     assert message in str(error.value)
 
 

@@ -10,15 +10,7 @@
 namespace dvt::bindings {
 namespace {
 
-// uint8 [H, W, 3] or float32 [3, H, W] with any strides -> float32 [3, height, width].
-Array<float> prepare_pixels_binding(const py::array& image, std::pair<int64_t, int64_t> size,
-                                    const std::array<float, 3>& scale, const std::array<float, 3>& shift,
-                                    std::pair<int64_t, int64_t> max_source) {
-  check_environment();
-  PixelsPlan plan{size.first, size.second, max_source.first, max_source.second, {}, {}};
-  std::copy(scale.begin(), scale.end(), plan.scale);
-  std::copy(shift.begin(), shift.end(), plan.shift);
-  raise_if_error(check_pixels_plan(plan));
+TensorView view_of(const py::array& image) {
   TensorView view;
   if (py::isinstance<py::array_t<uint8_t>>(image)) {
     view.dtype = Dtype::uint8;
@@ -32,25 +24,51 @@ Array<float> prepare_pixels_binding(const py::array& image, std::pair<int64_t, i
     view.shape[axis] = image.shape(axis);
     view.strides[axis] = image.strides(axis) / image.itemsize();
   }
-  auto out = new_array<float>({3, plan.height, plan.width});
-  float* result = out.mutable_data();
-  Status status;
-  {
-    py::gil_scoped_release release;
-    const size_t bytes = pixels_scratch_bytes(plan);
-    Buffer<char> scratch(static_cast<int64_t>(bytes));
-    std::memset(scratch.data(), 0xff, bytes);  // NaN: what the scratch holds must not matter
-    status = prepare_pixels(plan, view, scratch.data(), result);
-  }
-  raise_if_error(status);
-  return out;
+  return view;
 }
+
+// A plan, its scratch and its result.
+class Pixels {
+ public:
+  Pixels(std::pair<int64_t, int64_t> size, std::pair<int64_t, int64_t> max_source, const std::array<float, 3>& scale,
+         const std::array<float, 3>& shift)
+      : plan_{size.first, size.second, max_source.first, max_source.second, {}, {}} {
+    check_environment();
+    std::copy(scale.begin(), scale.end(), plan_.scale);
+    std::copy(shift.begin(), shift.end(), plan_.shift);
+    raise_if_error(check_pixels_plan(plan_));
+    const size_t bytes = pixels_scratch_bytes(plan_);
+    std::memset(scratch_.at_least(static_cast<int64_t>(bytes)), 0xff, bytes);  // NaN: what it holds must not matter
+    result_ = new_array<float>({3, plan_.height, plan_.width});
+  }
+
+  // uint8 [H, W, 3] or float32 [3, H, W] with any strides -> float32 [3, height, width], the same array every time.
+  Array<float> prepare(const py::array& image) {
+    const TensorView view = view_of(image);
+    float* result = result_.mutable_data();
+    Status status;
+    {
+      py::gil_scoped_release release;
+      status = prepare_pixels(plan_, view, scratch_.data(), result);
+    }
+    raise_if_error(status);
+    return result_;
+  }
+
+ private:
+  PixelsPlan plan_;
+  Buffer<char> scratch_;
+  Array<float> result_;
+};
 
 }  // namespace
 
 void bind_pixels(py::module_& m) {
-  m.def("prepare_pixels", &prepare_pixels_binding, py::arg("image"), py::arg("size"), py::arg("scale"),
-        py::arg("shift"), py::arg("max_source"));
+  py::class_<Pixels>(m, "Pixels")
+      .def(py::init<std::pair<int64_t, int64_t>, std::pair<int64_t, int64_t>, const std::array<float, 3>&,
+                    const std::array<float, 3>&>(),
+           py::arg("size"), py::arg("max_source"), py::arg("scale"), py::arg("shift"))
+      .def("prepare", &Pixels::prepare, py::arg("image"));
 }
 
 }  // namespace dvt::bindings
