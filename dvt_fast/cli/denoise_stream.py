@@ -319,7 +319,7 @@ def _report(stream: Stream, job: Job, files: list[str], run: Run) -> None:
         age, drops = numbers["age_ms"], numbers["drops"]
         parts = [f"{numbers['delivered']:,} frames"]
         parts += [f"{numbers['rate']:.1f}/s"] if numbers["rate"] else []
-        parts += [f"age {age['p50']:.0f} ms, 99 % under {age['p99']:.0f} ms"]
+        parts += [f"age {age['p50']:.0f} ms, 99 % under {age['p99']:.0f} ms"] if stream.source.live else []
         parts += [f"{numbers['missed']:,} after the deadline"] if job.deadline else []
         parts += [f"{count:,} dropped: {cause}" for cause, count in drops.items() if cause != "closed"]
         source = job.names[0] if len(job.names) == 1 else f"{len(job.names)} images"
