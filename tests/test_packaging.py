@@ -81,7 +81,7 @@ def test_what_the_tests_and_benchmarks_import_is_declared_and_explained():
     declared = {re.split(r"[<>=\[]", line)[0] for lines in extras.values() for line in lines} - {"dvt-fast"}
     explained = (ROOT / "docs" / "dependencies.md").read_text()
     assert not [name for name in declared if not re.search(rf"\b{name}\b", explained)]
-    names = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn"}
+    names = {"PIL": "pillow", "skimage": "scikit-image", "sklearn": "scikit-learn", "rerun": "rerun-sdk"}
     files = [path for folder in ("tests", "benchmarks", "tools") for path in (ROOT / folder).glob("*.py")]
     own = {path.stem for path in files} | {"dvt_fast", "numpy", "safetensors", "setuptools", *sys.stdlib_module_names}
     used = {
