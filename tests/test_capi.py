@@ -16,7 +16,7 @@ from native_samples import DIM, GRID, ROOT, cmake_build, random_engine, run, whe
 
 NATIVE = ROOT / "tests" / "native"
 HEADER = ROOT / "csrc" / "include" / "dvt_fast.h"
-CLIENTS = ["handles", "tensors", "raii", "threads", "allocations"]
+CLIENTS = ["handles", "tensors", "raii", "threads", "allocations", "out_of_memory"]
 STRICT = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 
 
@@ -54,6 +54,8 @@ def test_client_through_cmake(clients, engine, client, isa):
         assert said == f"isa {isa}\n"
     if client == "allocations":
         assert re.findall(r"(\d+) allocations in 1000 runs", said) == ["0", "0"]
+    if client == "out_of_memory":
+        assert re.fullmatch(r"\d+ and \d{3,} allocations failed\n", said)
 
 
 @pytest.mark.parametrize("source, compiler", [("handles.c", ["cc", "-std=c99"]), ("raii.cpp", ["c++", "-std=c++17"])])

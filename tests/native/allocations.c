@@ -1,49 +1,14 @@
-/* Counts every allocation of the process, the library's included, by standing in for malloc and its family, and runs a
-   thousand frames (or as many as are asked for) after the first: none allocates. Needs glibc, whose own functions do
-   the work. */
+/* Runs a thousand frames (or as many as are asked for) after the first, and counts every allocation of the process:
+   there is none. */
+#include "allocator.h"
 #include "client.h"
-
-#include <errno.h>
-
-extern void* __libc_malloc(size_t size);
-extern void* __libc_calloc(size_t count, size_t size);
-extern void* __libc_realloc(void* memory, size_t size);
-extern void* __libc_memalign(size_t alignment, size_t size);
-
-static long allocations = 0;
-
-static void count(void) { __atomic_fetch_add(&allocations, 1, __ATOMIC_RELAXED); }
-
-void* malloc(size_t size) {
-  count();
-  return __libc_malloc(size);
-}
-void* calloc(size_t number, size_t size) {
-  count();
-  return __libc_calloc(number, size);
-}
-void* realloc(void* memory, size_t size) {
-  count();
-  return __libc_realloc(memory, size);
-}
-void* memalign(size_t alignment, size_t size) {
-  count();
-  return __libc_memalign(alignment, size);
-}
-void* aligned_alloc(size_t alignment, size_t size) { return memalign(alignment, size); }
-int posix_memalign(void** memory, size_t alignment, size_t size) {
-  *memory = memalign(alignment, size);
-  return *memory ? 0 : ENOMEM;
-}
-
-static long now(void) { return __atomic_load_n(&allocations, __ATOMIC_RELAXED); }
 
 int main(int argc, char** argv) {
   if (argc != 2 && argc != 3) return 2;
   const int runs = argc == 3 ? atoi(argv[2]) : 1000;
   dvt_model* model = NULL;
   REQUIRE(dvt_model_load(argv[1], NULL, &model) == DVT_OK);
-  CHECK(now() > 0); /* the library's are seen */
+  CHECK(allocations_now() > 0); /* the library's are seen */
 
   const int64_t large[3] = {240, 320, 3}, small[3] = {90, 70, 3};
   uint8_t* pixels = allocate(240 * 320 * 3);
@@ -63,11 +28,11 @@ int main(int argc, char** argv) {
     const dvt_tensor raw_output = tensor_on_cpu(raw, DVT_FLOAT, 32, 3, shape);
     dvt_run_args args = {.struct_size = sizeof args, .input = &input, .output = &output};
 
-    const long before_first = now();
+    const long before_first = allocations_now();
     CHECK(dvt_session_run(session, &args) == DVT_OK);
-    CHECK(now() > before_first); /* its own workspace */
+    CHECK(allocations_now() > before_first); /* its own workspace */
     memcpy(first, found, bytes);
-    const long before = now();
+    const long before = allocations_now();
     int different = 0;
     for (int i = 0; i < runs; ++i) {
       args.raw = i % 3 == 1 ? &raw_output : NULL;
@@ -77,9 +42,9 @@ int main(int argc, char** argv) {
       CHECK(dvt_session_run(session, &args) == DVT_OK);
       if (i % 5 != 4) different += memcmp(first, found, bytes) != 0;
     }
-    CHECK(now() - before == 0);
+    CHECK(allocations_now() - before == 0);
     CHECK(different == 0);
-    printf("threads %d: %ld allocations in %d runs\n", threads, now() - before, runs);
+    printf("threads %d: %ld allocations in %d runs\n", threads, allocations_now() - before, runs);
     CHECK(dvt_session_destroy(session) == DVT_OK);
     free(first);
     free(found);
