@@ -1,4 +1,4 @@
-"""The C library and its clients built in other ways: under sanitizers, and for another machine."""
+"""The C library and its clients built in other ways: under sanitizers, by Clang, for another machine."""
 
 import shutil
 import subprocess
@@ -69,6 +69,15 @@ def test_a_sanitizer_would_say_so(tmp_path):
         pytest.skip("the compiler has no AddressSanitizer")
     done = subprocess.run(["./x"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr
+
+
+def test_clang(engine):
+    """The other compiler: library and clients without a warning."""
+    if not shutil.which("clang++"):
+        pytest.skip("needs clang")
+    both = ["-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++"]
+    library = ["-DCMAKE_BUILD_TYPE=Debug", "-DDVT_FAST_WERROR=ON"]
+    ctest(build("clang", engine, library=library, clients=["-DDVT_RUNS=50"], both=both))
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ void sessions_side_by_side(const char* path) {
   for (std::size_t i = 0; i < 2; ++i)
     workers.emplace_back([&, i] {
       Session session = make_session(model, static_cast<std::int32_t>(i + 1));  // one of them with a helper
-      for (int k = 0; k < 6; ++k) CHECK(features(session, frames[(i + k) % 2]) == expected[(i + k) % 2]);
+      for (std::size_t k = 0; k < 6; ++k) CHECK(features(session, frames[(i + k) % 2]) == expected[(i + k) % 2]);
     });
   for (auto& worker : workers) worker.join();
 }

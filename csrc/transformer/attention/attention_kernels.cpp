@@ -135,6 +135,17 @@ void run(const AttentionCall& call) {
   }
 }
 
+// Lane l of the result is lane order[l] of a and b, one after the other.
+DVT_INLINE vfloat shuffle(vfloat a, vfloat b, vint order) {
+#if defined(__clang__)
+  vfloat result;
+  for (int l = 0; l < kLanes; ++l) result[l] = order[l] < kLanes ? a[order[l]] : b[order[l] - kLanes];
+  return result;
+#else
+  return __builtin_shuffle(a, b, order);
+#endif
+}
+
 // rows[i][j] becomes rows[j][i]: interleaving the first half of the vectors with the second, once for each bit of a
 // lane's number.
 DVT_INLINE void transpose(vfloat (&rows)[kLanes]) {
@@ -148,8 +159,8 @@ DVT_INLINE void transpose(vfloat (&rows)[kLanes]) {
     vfloat next[kLanes];
 #pragma GCC unroll 8
     for (int i = 0; i < kLanes / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+      next[2 * i] = shuffle(rows[i], rows[i + kLanes / 2], low);
+      next[2 * i + 1] = shuffle(rows[i], rows[i + kLanes / 2], high);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
