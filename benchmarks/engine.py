@@ -335,7 +335,9 @@ def main() -> None:
                 options += ["--repeats", str(arguments.repeats), "--clock", arguments.clock]
                 options += ["--threads", str(threads), "--child", str(file)] + ["--tiny"] * arguments.tiny
                 command = [sys.executable, __file__, *options]
-                subprocess.run(command, check=True, env=_environment() | {"OMP_NUM_THREADS": str(threads)} | extra)
+                environment = _environment() | {"OMP_NUM_THREADS": str(threads)} | extra
+                if code := subprocess.run(command, env=environment).returncode:
+                    sys.exit(f"the measurement with {threads} threads ended early, exit code {code}")
                 runs.append({"restricted_by": how, "clock": arguments.clock, **json.loads(file.read_text())})
                 show(runs[-1])
     versions = {name: _version(name) for name in ("onnxruntime", "openvino")}
