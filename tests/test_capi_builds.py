@@ -30,7 +30,7 @@ def build(name: str, engine: Path, *, library: list[str], clients: list[str], bo
 
 
 def ctest(folder: Path, *launcher: str, **environment: str) -> None:
-    said = run(*launcher, "ctest", "--test-dir", folder, "--output-on-failure", **environment)
+    said = run(*launcher, "ctest", "--output-on-failure", folder=folder, **environment)
     assert "100% tests passed" in said and "No tests were found" not in said, said
 
 
