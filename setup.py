@@ -1,6 +1,7 @@
 """Builds the native module and the C library with CMake; the rest of the package is in pyproject.toml."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,13 @@ class CMakeBuild(build_ext):
         ]  # fmt: skip
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--target", "dvt_package"], check=True)
+
+    def copy_extensions_to_source(self) -> None:
+        """What an in-place or editable build does last: setuptools itself copies the module only."""
+        super().copy_extensions_to_source()
+        for folder in ("lib", "include"):
+            built, source = Path(self.build_lib, "dvt_fast", folder), ROOT / "dvt_fast" / folder
+            shutil.copytree(built, source, symlinks=True, dirs_exist_ok=True)
 
 
 setup(ext_modules=[Extension("dvt_fast._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
