@@ -7,12 +7,6 @@
 
 #include "core/simd.h"
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-
 namespace dvt {
 namespace DVT_ISA {
 namespace {
