@@ -314,8 +314,16 @@ def test_what_cannot_be_is_refused(image, changes, message):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("stride", [2**62, -(2**63)])
+def test_the_stride_of_a_single_row_or_column_may_be_anything(stride):
+    image = noise((1, 40))
+    row = np.lib.stride_tricks.as_strided(image, strides=(stride, 3, 1))
+    np.testing.assert_array_equal(prepared(row, (5, 6)), by_pillow(image, (5, 6)))
+    column = np.lib.stride_tricks.as_strided(image, (40, 1, 3), (3, stride, 1))
+    np.testing.assert_array_equal(prepared(column, (5, 6)), by_pillow(image.reshape(40, 1, 3), (5, 6)))
+
+
 def test_strides_beyond_memory_are_refused():
-    far = np.ndarray((2, 2, 3), np.uint8, np.zeros(1, np.uint8).data, strides=(0, 0, 0))
-    far = np.lib.stride_tricks.as_strided(far, strides=(2**62, 1, 1))
+    far = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (2, 2, 3), (2**62, 1, 1))
     with pytest.raises(InputError, match="must have strides within memory"):
         prepared(far, (4, 4))

@@ -219,11 +219,13 @@ void resize_float(const PixelsPlan& plan, const Source& source, const Workspace&
   }
 }
 
-// Whether the bytes between the first and the last element can be counted: those of memory always can.
+// Whether the bytes between the first and the last element can be counted: those of memory always can. The stride of
+// an axis of one element means nothing, and may be anything.
 bool is_addressable(const TensorView& image) {
   double reach = 0;
   for (int axis = 0; axis < image.rank; ++axis)
-    reach += static_cast<double>(image.shape[axis]) * std::fabs(static_cast<double>(image.strides[axis]));
+    if (image.shape[axis] > 1)
+      reach += static_cast<double>(image.shape[axis] - 1) * std::fabs(static_cast<double>(image.strides[axis]));
   return reach * static_cast<double>(size_of(image.dtype)) < 0x1p62;
 }
 
@@ -248,13 +250,14 @@ Status check(const PixelsPlan& plan, const TensorView& image, const void* scratc
   if (!out) return invalid_argument("the result of pixels must have data, got null");
 
   const int64_t element = size_of(image.dtype);
+  const auto stride_of = [&](int axis) { return image.shape[axis] > 1 ? image.strides[axis] * element : 0; };
   *source = Source{static_cast<const char*>(image.data),
                    is_uint8,
                    height,
                    width,
-                   image.strides[rows] * element,
-                   image.strides[rows + 1] * element,
-                   image.strides[channels] * element,
+                   stride_of(rows),
+                   stride_of(rows + 1),
+                   stride_of(channels),
                    false,
                    kChannels,
                    false};
