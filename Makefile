@@ -21,6 +21,8 @@ CXX_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 
 WERROR := -DDVT_FAST_WERROR=ON $(DVT_FAST_CMAKE_ARGS)
 
+CXX_FILES = find csrc examples tests -name '*.cpp' -o -name '*.hpp' -o -name '*.c' -o -name '*.h'
+
 ASTRONAUT = $$($(PY) -c 'import skimage; print(skimage.__path__[0])')/data/astronaut.png
 
 .DEFAULT_GOAL := help
@@ -40,13 +42,13 @@ test: $(STAMP)-dev lint build  ## install, lint, build with warnings as errors, 
 lint: $(STAMP)-dev  ## check style, formatting and types
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	find csrc -name '*.cpp' -o -name '*.h' | xargs clang-format --dry-run --Werror
+	$(CXX_FILES) | xargs clang-format --dry-run --Werror
 	$(PY) -m mypy
 
 format: $(STAMP)-dev  ## write the formatting that lint asks for
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
-	find csrc -name '*.cpp' -o -name '*.h' | xargs clang-format -i
+	$(CXX_FILES) | xargs clang-format -i
 
 build: $(STAMP)-dev  ## compile the native module in place, warnings as errors
 	$(PY) setup.py --quiet build_ext --inplace
@@ -55,7 +57,7 @@ build: $(STAMP)-dev  ## compile the native module in place, warnings as errors
 $(STAMP)-dev build: export DVT_FAST_CMAKE_ARGS := $(WERROR)
 
 clean:  ## remove what was built and what the demo wrote; the environment stays
-	rm -rf build dist demo out *.egg-info dvt_fast/_native*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf dvt_fast/lib dvt_fast/include build dist demo out *.egg-info dvt_fast/_native*.so .pytest_cache .mypy_cache .ruff_cache
 	rm -f $(STAMP)-demo $(STAMP)-dev
 
 $(PY):

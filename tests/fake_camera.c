@@ -1,4 +1,5 @@
-/* A camera for tests, preloaded into a process: /dev/zero, opened for reading and writing, becomes a Video4Linux device.
+/* A camera for tests, preloaded into a process: /dev/zero, opened for reading and writing, becomes a Video4Linux
+   device.
 
    FAKE_CAMERA says what it does, one word a picture: the path of a JPEG to show, "broken" for a picture that the driver
    marks as such, "hang" for no more pictures, "unplug" for a device that is gone. After the last word it hangs.
@@ -43,12 +44,12 @@ static int open_camera(const char* path, int flags, mode_t mode, const char* sym
   return descriptor;
 }
 
-#define OPEN(name)                          \
-  int name(const char* path, int flags, ...) { \
-    va_list list;                           \
-    va_start(list, flags);                  \
-    mode_t mode = va_arg(list, mode_t);     \
-    va_end(list);                           \
+#define OPEN(name)                                \
+  int name(const char* path, int flags, ...) {    \
+    va_list list;                                 \
+    va_start(list, flags);                        \
+    mode_t mode = va_arg(list, mode_t);           \
+    va_end(list);                                 \
     return open_camera(path, flags, mode, #name); \
   }
 OPEN(open)
@@ -115,9 +116,7 @@ int ioctl(int descriptor, unsigned long request, ...) {
     case VIDIOC_S_PARM:
       ((struct v4l2_streamparm*)argument)->parm.capture.timeperframe = (struct v4l2_fract){1, 30};
       return 0;
-    case VIDIOC_REQBUFS:
-      ((struct v4l2_requestbuffers*)argument)->count = BUFFERS;
-      return 0;
+    case VIDIOC_REQBUFS: ((struct v4l2_requestbuffers*)argument)->count = BUFFERS; return 0;
     case VIDIOC_QUERYBUF: {
       struct v4l2_buffer* buffer = argument;
       buffer->length = BUFFER_SIZE, buffer->m.offset = buffer->index * BUFFER_SIZE;
@@ -127,25 +126,22 @@ int ioctl(int descriptor, unsigned long request, ...) {
       queue[tail] = ((struct v4l2_buffer*)argument)->index;
       tail = (tail + 1) % (BUFFERS + 1);
       return 0;
-    case VIDIOC_DQBUF:
-      return next_picture(argument);
+    case VIDIOC_DQBUF: return next_picture(argument);
     case VIDIOC_STREAMON:
     case VIDIOC_STREAMOFF:
     case VIDIOC_G_INPUT:
     case VIDIOC_S_INPUT:
-    case VIDIOC_ENUMINPUT:
-      return 0;
-    default:
-      return fail(ENOTTY);
+    case VIDIOC_ENUMINPUT: return 0;
+    default: return fail(ENOTTY);
   }
 }
 
-static void* map(void* address, size_t size, int protection, int flags, int descriptor, long offset, const char* symbol) {
+static void* map(void* address, size_t size, int protection, int flags, int descriptor, long offset,
+                 const char* symbol) {
   void* (*real)(void*, size_t, int, int, int, long) =
       (void* (*)(void*, size_t, int, int, int, long))dlsym(RTLD_NEXT, symbol);
   if (camera < 0 || descriptor != camera) return real(address, size, protection, flags, descriptor, offset);
-  return buffers[offset / BUFFER_SIZE] =
-             real(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return buffers[offset / BUFFER_SIZE] = real(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
 void* mmap(void* address, size_t size, int protection, int flags, int descriptor, off_t offset) {

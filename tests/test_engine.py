@@ -1,5 +1,6 @@
 """`Engine` and `Session`: shapes, strides, types, threads, what is refused; families of ViTs are in their own file."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -230,6 +231,55 @@ def test_not_finite(denoiser):
         np.testing.assert_array_equal(session.run(x), expected)
 
 
+def test_small_halves_and_large_results(denoiser):
+    """Subnormal float16 is not lost where subnormal float32 counts as zero; what float16 cannot hold is told."""
+    plain = dvt_fast.Denoiser(8, grid=(1, 3), kind="map")
+    with torch.no_grad():
+        plain.pos_embed.zero_()
+    session = Engine.load(plain).session(grid=(1, 3))
+    small = (np.arange(24).reshape(1, 3, 8) * 3e-6).astype(np.float16)
+    np.testing.assert_array_equal(session.run(small), small.astype(np.float32))
+    with pytest.raises(NonFiniteError):
+        session.run(np.full((1, 3, 8), 1e5, np.float32), np.empty((1, 3, 8), np.float16))
+
+
+def test_a_forked_process_is_told(denoiser):
+    session = Engine.load(denoiser).session(grid=(5, 7), threads=2)
+    x = normal(5, 7, denoiser.dim)
+    expected = session.run(x)
+    child = os.fork()
+    if child == 0:
+        try:
+            session.run(x)
+        except DvtError as error:
+            anew = session.engine.session(grid=(5, 7), threads=2)
+            told = "was forked: make another one here" in str(error) and np.array_equal(anew.run(x), expected)
+            del session
+            os._exit(0 if told else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(session.run(x), expected)
+
+
+def test_lying_headers_are_one_line(tmp_path):
+    deep = b"[" * 200_000
+    (tmp_path / "deep.safetensors").write_bytes(len(deep).to_bytes(8, "little") + deep)
+    with pytest.raises(WeightsError, match=r"deep.safetensors: "):
+        Engine.load(tmp_path / "deep.safetensors")
+    with pytest.raises(WeightsError, match=r"Is a directory"):
+        Engine.load(tmp_path)
+
+
+def test_saving_needs_the_file_that_was_loaded(engine, tmp_path):
+    engine.save(tmp_path / "one.safetensors")
+    again = Engine.load(tmp_path / "one.safetensors")
+    again.save(tmp_path / "two.safetensors")
+    assert (tmp_path / "two.safetensors").read_bytes() == (tmp_path / "one.safetensors").read_bytes()
+    (tmp_path / "one.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"one.safetensors: what this engine was loaded from: No such file"):
+        again.save(tmp_path / "three.safetensors")
+
+
 def test_another_instruction_set_needs_another_model(denoiser):
     before = _native.active_isa()
     if before == "generic":
@@ -275,6 +325,7 @@ def test_sessions_that_cannot_be(denoiser, options, message):
     [
         ({"size": 63}, "must fit whole patches"),
         ({"size": (64, 0)}, "must fit whole patches"),
+        ({"size": 0}, "size must fit whole patches, got 0"),
         ({"size": 64, "grid": (3, 3)}, "make a grid of . x ., patches, and 3 x 3 was asked for|patches, and 3 x 3"),
         ({"max_source": (0, 10)}, "the largest source must be from 1 to 32768 pixels a side, got 0 x 10"),
     ],

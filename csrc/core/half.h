@@ -15,16 +15,14 @@ inline float bfloat16_to_float(uint16_t b) {
 }
 
 inline float half_to_float(uint16_t h) {
-  // The exponent is shifted by multiplying with 2^112, so subnormal halves come out exact; all without a branch, for
-  // loops that become vectors.
-  const uint32_t magnitude_bits = static_cast<uint32_t>(h & 0x7fffu) << 13;
-  float magnitude;
-  std::memcpy(&magnitude, &magnitude_bits, sizeof magnitude);
-  magnitude *= 0x1p112f;
+  // No float in here is subnormal, since whoever calls may have those count as zero; and no branch, for loops that
+  // become vectors.
+  const uint32_t magnitude = h & 0x7fffu, rebias = 112u << 23;
+  const uint32_t normal = (magnitude << 13) + rebias + (magnitude >= 0x7c00u ? rebias : 0u);
+  const float small = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
   uint32_t bits;
-  std::memcpy(&bits, &magnitude, sizeof bits);
-  const uint32_t infinite_or_nan = magnitude_bits >= 0x0f800000u ? 0x7f800000u : 0u;
-  bits |= infinite_or_nan | static_cast<uint32_t>(h & 0x8000u) << 16;
+  std::memcpy(&bits, &small, sizeof bits);
+  bits = (magnitude < 0x400u ? bits : normal) | static_cast<uint32_t>(h & 0x8000u) << 16;
   float out;
   std::memcpy(&out, &bits, sizeof out);
   return out;

@@ -118,14 +118,10 @@ DVT_INLINE float half_to_float(uint16_t h) {
   uint32_t bits;
   if (magnitude >= 0x7c00u) {
     bits = sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13);
-  } else {
-    // Shift the exponent by multiplying: subnormal halves come out exact, with no branch.
-    bits = magnitude << 13;
-    float f, scale;
-    const uint32_t two_to_112 = 0x77800000u;
-    std::memcpy(&f, &bits, 4);
-    std::memcpy(&scale, &two_to_112, 4);
-    f *= scale;
+  } else if (magnitude >= 0x400u) {
+    bits = sign | ((magnitude << 13) + (112u << 23));
+  } else {  // subnormal; not so as a float, since callers may have those count as zero
+    const float f = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
     std::memcpy(&bits, &f, 4);
     bits |= sign;
   }

@@ -1,6 +1,7 @@
 #include "core/team.h"
 
 #include <sched.h>
+#include <unistd.h>
 
 #include <string>
 #include <system_error>
@@ -34,7 +35,7 @@ void wait_until(const Condition& condition) {
 
 }  // namespace
 
-Team::Team(int size) : size_(size) {
+Team::Team(int size) : size_(size), process_(getpid()) {
   try {
     threads_.reserve(static_cast<size_t>(size - 1));
     for (int member = 1; member < size; ++member) threads_.emplace_back([this, member] { member_loop(member); });
@@ -48,6 +49,8 @@ Team::Team(int size) : size_(size) {
 }
 
 Team::~Team() { stop(); }
+
+bool Team::in_this_process() const { return size_ == 1 || getpid() == process_; }
 
 void Team::stop() {
   {

@@ -24,6 +24,9 @@ class Team {
   Team& operator=(const Team&) = delete;
 
   int size() const { return size_; }
+  // False in a process that was forked from the team's own: its threads are not there. Such a team can neither run nor
+  // be destroyed.
+  bool in_this_process() const;
 
   // Calls task(member) on every member at once, 0 being the caller, and returns when all are done. The task must not
   // throw. One call at a time.
@@ -46,6 +49,7 @@ class Team {
   void stop();
 
   const int size_;
+  const int process_;
   std::atomic<int64_t> next_{0};
   std::atomic<int> arrived_{0};
   std::atomic<uint32_t> phase_{0};

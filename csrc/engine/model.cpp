@@ -56,12 +56,13 @@ Status Model::from_file(const std::string& path, Dtype dtype, std::shared_ptr<co
   };
   const std::unique_ptr<std::FILE, Close> file(std::fopen(path.c_str(), "rb"));
   if (!file) return invalid_argument(path, ": ", std::strerror(errno));
-  // Its size may be a lie (a pipe has none): read until there is no more.
+  // Its size may be a lie (a pipe has none, a folder the largest number): read until there is no more.
+  constexpr long kMaxFile = 1L << 46;
   Buffer<char> bytes;
   size_t size = 0, capacity = 0;
   if (std::fseek(file.get(), 0, SEEK_END) == 0) {
     const long end = std::ftell(file.get());
-    if (end > 0) capacity = static_cast<size_t>(end) + 1;
+    if (end > 0 && end < kMaxFile) capacity = static_cast<size_t>(end) + 1;
     std::rewind(file.get());
   }
   if (capacity == 0) capacity = size_t{1} << 20;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <new>
 #include <utility>
 
 #include "core/flush_denormals.h"
@@ -35,7 +34,7 @@ struct Session::State::Frame {
   TokenBuffers vit{}, denoiser{};  // with the pointers
   std::atomic<bool> finite{true};
   std::atomic<bool> failed{false};
-  Status failure{};  // of the pixels; written once, before `failed`
+  Status failure{};  // of the pixels: by who set `failed`, and read after a barrier
 
   float* floats(size_t at) const { return reinterpret_cast<float*>(workspace + at); }
 
@@ -252,39 +251,33 @@ int64_t Session::grid_width() const { return state_->grid[1]; }
 size_t Session::workspace_bytes() const { return state_->workspace_bytes; }
 
 Status Session::run(const TensorView& input, const TensorView& output, const TensorView* raw, void* workspace,
-                    size_t workspace_bytes) noexcept {
+                    size_t workspace_bytes) {
   if (state_->busy.exchange(true, std::memory_order_acquire))
     return Status(StatusCode::busy, "this session runs on another thread: a session serves one caller at a time");
   struct Free {
     std::atomic<bool>& busy;
     ~Free() { busy.store(false, std::memory_order_release); }
   } const free{state_->busy};
-  try {
-    DVT_RETURN_IF_ERROR(state_->check_isa());
-    DVT_RETURN_IF_ERROR(state_->check(input, output, raw));
-    if (!workspace) {
-      workspace = state_->own_workspace.at_least(static_cast<int64_t>(state_->workspace_bytes));
-    } else {
-      if (workspace_bytes < state_->workspace_bytes)
-        return invalid_argument("the workspace has ", workspace_bytes, " bytes, and ", state_->workspace_bytes,
-                                " are needed");
-      if (reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlignment != 0)
-        return invalid_argument("the workspace must be aligned to ", kWorkspaceAlignment, " bytes");
-    }
-    State::Frame frame{*state_, input, output, raw, static_cast<char*>(workspace)};
-    if (state_->vit) frame.vit = frame.place(*state_->vit);
-    if (state_->denoiser) frame.denoiser = frame.place(*state_->denoiser);
-    state_->team->run([&](int member) { frame.work(member); });
-    if (frame.failed) return frame.failure;
-    if (!frame.finite) return non_finite("the features hold NaN or infinity");
-    return Status();
-  } catch (const OutOfMemory& error) {
-    return Status(StatusCode::out_of_memory, error.what());
-  } catch (const std::bad_alloc&) {
-    return Status(StatusCode::out_of_memory, "not enough memory");
-  } catch (const std::exception& error) {
-    return Status(StatusCode::internal, error.what());
+  if (!state_->team->in_this_process())
+    return Status(StatusCode::unsupported, "this session is of the process that was forked: make another one here");
+  DVT_RETURN_IF_ERROR(state_->check_isa());
+  DVT_RETURN_IF_ERROR(state_->check(input, output, raw));
+  if (!workspace) {
+    workspace = state_->own_workspace.at_least(static_cast<int64_t>(state_->workspace_bytes));
+  } else {
+    if (workspace_bytes < state_->workspace_bytes)
+      return invalid_argument("the workspace has ", workspace_bytes, " bytes, and ", state_->workspace_bytes,
+                              " are needed");
+    if (reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlignment != 0)
+      return invalid_argument("the workspace must be aligned to ", kWorkspaceAlignment, " bytes");
   }
+  State::Frame frame{*state_, input, output, raw, static_cast<char*>(workspace)};
+  if (state_->vit) frame.vit = frame.place(*state_->vit);
+  if (state_->denoiser) frame.denoiser = frame.place(*state_->denoiser);
+  state_->team->run([&](int member) { frame.work(member); });
+  if (frame.failed) return frame.failure;
+  if (!frame.finite) return non_finite("the features hold NaN or infinity");
+  return Status();
 }
 
 }  // namespace dvt

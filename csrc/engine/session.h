@@ -1,8 +1,9 @@
 // One stream of frames through a model: everything that depends on the frame's size is made here, once.
 //
 // `create` is the slow call: it resamples position embeddings, starts threads and finds the size of the workspace.
-// `run` allocates nothing, takes no lock that another thread can hold for long, does not throw, and gives the same bits
-// for the same input, whatever the number of threads. A session serves one caller at a time: a second one is refused.
+// `run` allocates nothing once it has run (an error's text apart), takes no lock that another thread can hold for long,
+// and gives the same bits for the same input, whatever the number of threads. A session serves one caller at a time: a
+// second one is refused.
 #pragma once
 
 #include <cstddef>
@@ -53,9 +54,10 @@ class Session {
   // input: see InputKind. output: floating [B, h, w, C] (or [h, w, C] where batch is 1), any strides; what the last
   // stage gives. raw (may be null): the ViT's own features, of the same shape; refused where there is no ViT.
   // workspace: `workspace_bytes()` bytes, 64-byte aligned, undefined before and after; null: the session's own, which
-  // the first such run allocates. Errors: invalid_argument, non_finite (the result holds NaN or infinity), busy.
+  // the first such run allocates. Errors: invalid_argument, non_finite (the result holds NaN or infinity), busy,
+  // unsupported (in a forked process). Throws OutOfMemory.
   Status run(const TensorView& input, const TensorView& output, const TensorView* raw = nullptr,
-             void* workspace = nullptr, size_t workspace_bytes = 0) noexcept;
+             void* workspace = nullptr, size_t workspace_bytes = 0);
 
  private:
   Session();

@@ -33,6 +33,10 @@ struct Stage {
 };
 
 struct Session::State {
+  ~State() {
+    if (team && !team->in_this_process()) team.release();  // there is nobody to wait for
+  }
+
   std::shared_ptr<const Model> model;
   SessionOptions options;
   std::array<int64_t, 2> grid = {0, 0};

@@ -41,13 +41,16 @@ class Engine:
             self._model = _native.EngineModel.from_bytes(data, dtype)
         except DvtError as error:
             raise WeightsError(f"{name}: {error}") from None
-        self._data = data
+        self._file: bytes | Path = data
         self.dtype = dtype
         self.has_vit: bool = self._model.has_vit
         self.has_denoiser: bool = self._model.has_denoiser
         self.dim: int = self._model.dim
         self.image_size: tuple[int, int] | None = self._model.image_size
-        self.source: Mapping[str, Any] = json.loads(self._model.metadata or "{}")
+        try:
+            self.source: Mapping[str, Any] = json.loads(self._model.metadata or "{}")
+        except (ValueError, RecursionError) as error:
+            raise WeightsError(f"{name}: source cannot be read: {' '.join(str(error).split())}") from None
 
     @classmethod
     def load(
@@ -75,8 +78,10 @@ class Engine:
             from ..denoiser import Denoiser
             from .export import to_bytes
 
-            data = to_bytes(None, Denoiser.from_checkpoint(path))
-        return cls(data, dtype, name=str(path))
+            return cls(to_bytes(None, Denoiser.from_checkpoint(path)), dtype, name=str(path))
+        engine = cls(data, dtype, name=str(path))
+        engine._file = path.resolve()  # the packed weights are enough to hold
+        return engine
 
     @classmethod
     def from_vit(cls, vit: ViT, denoiser: Denoiser | None = None, *, dtype: str = "float32") -> Engine:
@@ -89,10 +94,19 @@ class Engine:
         return cls(to_bytes(vit, denoiser), dtype, name=vit.name)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the engine file, whole or not at all; for `load`, and for C and C++ (`dvt_model_load`)."""
+        """Write the engine file, whole or not at all; for `load`, and for C and C++ (`dvt_model_load`).
+
+        What was loaded from a file is copied from there, so that one must still be there.
+        """
         from ..files import write_whole
 
-        write_whole(path, self._data)
+        if isinstance(self._file, bytes):
+            return write_whole(path, self._file)
+        try:
+            data = self._file.read_bytes()
+        except OSError as error:
+            raise WeightsError(f"{self._file}: what this engine was loaded from: {error.strerror or error}") from None
+        return write_whole(path, data)
 
     def session(
         self,
@@ -146,6 +160,8 @@ class Session:
             raise InputError(f"input must be one of {', '.join(INPUTS)}, got {input!r}")
         if self.input == "features" and grid is None:
             raise InputError("a session on features needs grid=(h, w), the shape of the features without channels")
+        if size is not None and 0 in _pair(size, "size"):
+            raise InputError(f"size must fit whole patches, got {size!r}")
         self._native = _native.EngineSession(
             engine._model,
             input=self.input,
@@ -169,7 +185,7 @@ class Session:
         "normalized" floats [B, 3, height, width]; for "features" floats [B, h, w, C]; each also without B where batch
         is 1. NumPy, torch or anything with DLPack, any strides. out, raw: arrays of the result's shape (float32 or
         float16, any strides) to fill with the result and with the ViT's own features; out is returned where given.
-        stream: for other devices; None here.
+        The three must not share memory. stream: for other devices; None here.
 
         Raises `InputError` for another shape or type and `NonFiniteError` where the result holds NaN or infinity.
         """
@@ -178,10 +194,12 @@ class Session:
         array = arrays.to_numpy(x, "x")
         if array.dtype == np.float64:
             array = array.astype(np.float32)
-        shape = (*self.grid, self.dim)
-        result = np.empty((self.batch, *shape) if array.ndim == 4 else shape, np.float32)
-        target = result if out is None else arrays.writable(out, "out")
-        self._native.run(array, target, None if raw is None else arrays.writable(raw, "raw"))
+        if out is None:
+            shape = (*self.grid, self.dim)
+            result = np.empty((self.batch, *shape) if array.ndim == 4 else shape, np.float32)
+        else:
+            result = arrays.writable(out, "out")
+        self._native.run(array, result, None if raw is None else arrays.writable(raw, "raw"))
         return arrays.like(result, x) if out is None else out
 
     def __repr__(self) -> str:
@@ -193,7 +211,7 @@ def _format(data: bytes) -> str | None:
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return json.loads(header["__metadata__"]["dvt_fast"])["format"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
 
 

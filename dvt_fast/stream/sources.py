@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -51,8 +52,8 @@ class Paced:
     live = True
 
     def __init__(self, source: Source, rate: float | None = None):
-        if rate is not None and not rate > 0:
-            raise InputError(f"rate must be positive, got {rate}")
+        if rate is not None and not 0 < rate < math.inf:
+            raise InputError(f"rate must be positive and finite, got {rate}")
         self._source, self._rate = source, rate
         self.frames = source.frames
         self._start: tuple[float, float] | None = None  # when the first frame was due, and its time in the source

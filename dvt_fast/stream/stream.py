@@ -13,7 +13,7 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -110,7 +110,8 @@ class Stream:
             else:
                 error = done.content
         if done is None:
-            self.close()
+            with suppress(Exception) if error is not None else nullcontext():  # what ended the source is told
+                self.close()
         if error is not None:
             raise error
         return None

@@ -33,6 +33,7 @@ class VideoSink:
         self._av = require("av", "video")
         self._painter = Painter(height)
         self._unfinished = Unfinished(self.path)
+        self._file: Any = None
         self._container: Any = None
         self._stream: Any = None
         self._first = 0.0  # the time of the first result

@@ -46,7 +46,7 @@ def open_source(
 
         source = BagSource(names[0], topic)
     elif kind == "images":
-        source = ImageSequence(names, rate or FOLDER_RATE)
+        source = ImageSequence(names, FOLDER_RATE if rate is None else rate)
     else:
         source = VideoFile(names[0])
     return Paced(source, rate) if realtime else source

@@ -14,6 +14,9 @@ namespace DVT_ISA {
 namespace {
 
 constexpr int64_t kRound = 8;  // channels between two fetches ahead
+// Channels that are summed in registers before the sum goes to y: a chain of thousands would lose digits, and this much
+// of a panel stays in the first cache.
+constexpr int64_t kDepth = 256;
 
 // Out of line, so that it takes no registers from the loop over channels.
 template <Activation kActivation>
@@ -106,30 +109,38 @@ template <class Weight>
 void run_as(const LinearCall& call) {
   const PackedLinear& w = *call.weights;
   const Weight* panels = reinterpret_cast<const Weight*>(w.panels);
-  const int64_t panel_size = w.in * kNr, tiles = (call.rows + kMr - 1) / kMr;
+  const int64_t tiles = (call.rows + kMr - 1) / kMr;
   Tile t;
-  t.k = call.k_end - call.k_begin;
   t.x_stride = call.x_stride;
   t.y_stride = call.y_stride;
-  t.accumulate = call.accumulate;
-  const int64_t lines = t.k * kNr * static_cast<int64_t>(sizeof(Weight)) / 64;
   for (int64_t panel = call.panel_begin; panel < call.panel_end; ++panel) {
-    t.panel = panels + panel * panel_size + call.k_begin * kNr;
-    t.bias = call.add_bias ? w.bias + panel * kNr : nullptr;
-    const bool more = panel + 1 < call.panel_end;
-    const char* next = reinterpret_cast<const char*>(panels + (panel + 1) * panel_size + call.k_begin * kNr);
+    const float* bias = call.add_bias ? w.bias + panel * kNr : nullptr;
     float* y = call.y + (panel - call.panel_begin) * kNr;
-    for (int64_t i = 0; i < tiles; ++i) {
-      // Rows are shared out evenly: thirteen are seven and six, not twelve and one.
-      const int64_t row = call.rows * i / tiles;
-      const int rows = static_cast<int>(call.rows * (i + 1) / tiles - row);
-      t.x = call.x + row * call.x_stride;
-      t.y = y + row * call.y_stride;
-      t.ahead = next + lines * i / tiles * 64;
-      t.lines = more ? lines * (i + 1) / tiles - lines * i / tiles : 0;
-      run_tile<Weight>(rows, t);
-      if (call.activate) activate_tile(call.activation, t.y, t.y_stride, rows);
-    }
+    int64_t k = call.k_begin;
+    do {
+      const int64_t end = call.k_end - k < kDepth ? call.k_end : k + kDepth;
+      const bool first = k == call.k_begin, last = end == call.k_end;
+      t.k = end - k;
+      t.panel = panels + (panel * w.in + k) * kNr;
+      t.bias = first ? bias : nullptr;
+      t.accumulate = call.accumulate || !first;
+      const char* next = reinterpret_cast<const char*>(panels + ((panel + 1) * w.in + call.k_begin) * kNr);
+      if (!last) next = reinterpret_cast<const char*>(panels + (panel * w.in + end) * kNr);
+      const bool more = !last || panel + 1 < call.panel_end;
+      const int64_t lines = more ? t.k * kNr * static_cast<int64_t>(sizeof(Weight)) / 64 : 0;
+      for (int64_t i = 0; i < tiles; ++i) {
+        // Rows are shared out evenly: thirteen are seven and six, not twelve and one.
+        const int64_t row = call.rows * i / tiles;
+        const int rows = static_cast<int>(call.rows * (i + 1) / tiles - row);
+        t.x = call.x + row * call.x_stride + (k - call.k_begin);
+        t.y = y + row * call.y_stride;
+        t.ahead = next + lines * i / tiles * 64;
+        t.lines = lines * (i + 1) / tiles - lines * i / tiles;
+        run_tile<Weight>(rows, t);
+        if (call.activate && last) activate_tile(call.activation, t.y, t.y_stride, rows);
+      }
+      k = end;
+    } while (k < call.k_end);
   }
 }
 
