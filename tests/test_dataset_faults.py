@@ -170,9 +170,9 @@ def test_ctrl_c_stops_at_once_and_leaves_nothing_behind(start, photos, undisturb
     os.killpg(process.pid, signal.SIGINT)  # every process of the terminal, as the key does
     begin = time.monotonic()
     out, err = process.communicate(timeout=30)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15  # of the 30 that all would take
     assert (process.returncode, out, err) == (130, "", "stopped; the same command goes on from here\n")
-    wait_for(lambda: not any(map(alive, started)), seconds=5)
+    wait_for(lambda: not any(map(alive, started)), seconds=15)
     # what was done is in the manifest, but for what the two workers had no time to say
     assert len(PairDataset(tmp_path / "out")) >= len(pairs_in(tmp_path / "out")) - 2 > 0
     assert not list((tmp_path / "out").rglob(".*"))
