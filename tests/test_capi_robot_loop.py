@@ -108,8 +108,8 @@ def test_a_camera_that_stalls_and_a_signal(program, engine):
 
 
 def test_an_image_that_the_engine_refuses_is_counted(program, engine, tmp_path):
-    """4000 pixels wide, where a session takes 3840: that frame fails, the next one is delivered."""
-    (tmp_path / "x.ppm").write_bytes(ppm(4, 4000, 0) + ppm(40, 40, 1))
+    """9000 pixels wide, where a session takes 8192: that frame fails, the next one is delivered."""
+    (tmp_path / "x.ppm").write_bytes(ppm(4, 9000, 0) + ppm(40, 40, 1))
     loop = start(program, engine, "--camera", tmp_path / "x.ppm", "--rate", "2", "--seconds", "0")
     said, error = loop.communicate(timeout=60)
     assert loop.returncode == 1 and error.startswith(b"error: engine: ") and error.count(b"\n") == 1

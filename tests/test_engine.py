@@ -306,7 +306,7 @@ def test_another_instruction_set_needs_another_model(denoiser):
         ({}, r"needs grid=\(h, w\)"),
         ({"grid": (0, 3)}, "needs a grid from 1 to 32768 patches a side, got 0 x 3"),
         ({"grid": (3,)}, r"grid must be \(height, width\), got \(3,\)"),
-        ({"grid": (3, -1)}, "grid must be a whole number, got -1"),
+        ({"grid": (3, -1)}, "grid must be a whole number from 0 up, got -1"),
         ({"grid": (3, 4), "batch": 0}, "batch must be from 1 to 4096, got 0"),
         ({"grid": (3, 4), "threads": 0}, "threads must be from 1 to 1024, got 0"),
         ({"grid": (3, 4), "size": 224}, "takes a grid, and no image size"),

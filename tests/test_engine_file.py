@@ -278,7 +278,8 @@ def test_a_container_that_lies_is_refused(entries, size, message):
 
 @pytest.mark.parametrize("length", [2**64 - 1, 2**63, 2**32, 4 * 2**20 + 1])
 def test_a_header_beyond_all_measure_is_refused(length):
-    assert f"its header must have at most 4194304 bytes, got {length}" in error(struct.pack("<Q", length) + b"{}")
+    told = error(struct.pack("<Q", length) + b"{}")
+    assert told == "not one of our safetensors files, as dvt-fast export writes them"
 
 
 def test_a_header_longer_than_the_file_is_refused():

@@ -242,7 +242,7 @@ Status check(const PixelsPlan& plan, const TensorView& image, const void* scratc
                             image.shape[2], "]");
   if (height > plan.max_source_height || width > plan.max_source_width)
     return invalid_argument("an image must have at most ", plan.max_source_height, " x ", plan.max_source_width,
-                            " pixels, as the session was made for, got ", height, " x ", width);
+                            " pixels, the max_source that the session was made for, got ", height, " x ", width);
   if (!image.data) return invalid_argument("an image must have data, got null");
   if (!is_addressable(image)) return invalid_argument("an image must have strides within memory");
   if (!scratch || reinterpret_cast<uintptr_t>(scratch) % 64 != 0)

@@ -33,7 +33,7 @@ struct SessionOptions {
   int64_t grid_height = 0, grid_width = 0;    // for features: required
   int64_t batch = 1;
   int64_t threads = 1;                                        // of this session, the caller's included
-  int64_t max_source_height = 2160, max_source_width = 3840;  // for image
+  int64_t max_source_height = 8192, max_source_width = 8192;  // for image
 };
 
 class Session {

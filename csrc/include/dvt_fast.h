@@ -202,7 +202,7 @@ typedef struct dvt_session_options {
   int64_t batch;                               /* default 1 */
   int64_t image_height, image_width;           /* default: the model's; whole patches; not with DVT_INPUT_FEATURES */
   int64_t grid_height, grid_width;             /* patches; for DVT_INPUT_FEATURES, and required there */
-  int64_t max_source_height, max_source_width; /* the largest image; default 2160, 3840 */
+  int64_t max_source_height, max_source_width; /* the largest image; default 8192, 8192 */
 } dvt_session_options;
 
 /* options may be null. *session is null where the status is not DVT_OK. */

@@ -116,7 +116,7 @@ class Engine:
         grid: tuple[int, int] | None = None,
         batch: int = 1,
         threads: int | None = None,
-        max_source: tuple[int, int] = (2160, 3840),
+        max_source: tuple[int, int] = (8192, 8192),
     ) -> Session:
         """Everything that depends on the size of the frames, made once.
 
@@ -217,7 +217,7 @@ def _format(data: bytes) -> str | None:
 
 def _int(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 0 <= value < 2**31:
-        raise InputError(f"{name} must be a whole number, got {value!r}")
+        raise InputError(f"{name} must be a whole number from 0 up, got {value!r}")
     return int(value)
 
 

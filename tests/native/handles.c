@@ -64,7 +64,7 @@ static void sessions(const dvt_model* model) {
   REQUIRE(dvt_model_get_info(model, &of_model) == DVT_OK);
   CHECK(dvt_session_get_info(session, &info) == DVT_OK);
   CHECK(info.input == DVT_INPUT_IMAGE && info.batch == 1 && info.threads == 1);
-  CHECK(info.max_source_height == 2160 && info.max_source_width == 3840);
+  CHECK(info.max_source_height == 8192 && info.max_source_width == 8192);
   CHECK(info.image_height == of_model.image_height && info.image_width == of_model.image_width);
   CHECK(info.grid_height > 0 && info.grid_width > 0 && info.dim == of_model.dim);
   CHECK(info.workspace_bytes > 0 && info.workspace_alignment == 64);
