@@ -140,10 +140,12 @@ def test_folders_of_images_become_videos_and_pictures(run, tmp_path):
     assert files_in("new") == ["000.png", "001.png", "002.png"]
 
 
-def test_broken_packets_are_told(run, video):
+def test_broken_packets_are_told(run, video, caplog):
     damage(video, [2, 5])
-    code, out, err = run("drive.mp4", "-o", "a.mp4")
-    assert (code, err) == (0, "") and "(6 frames; " in out and out.endswith("2 dropped: corrupt)\n")
+    code, out, _ = run("drive.mp4", "-o", "a.mp4")
+    assert code == 0 and "(6 frames; " in out and out.endswith("2 dropped: corrupt)\n")
+    (said,) = caplog.messages
+    assert said.startswith("drive.mp4: frame 2 is dropped as corrupt")
 
 
 def test_frames_that_fail_do_not_stop_the_others(run, tmp_path):

@@ -155,12 +155,41 @@ def test_what_cannot_be_decoded_at_all_ends(tmp_path):
         frames_of(VideoFile(path))
 
 
-def test_a_video_that_is_cut(tmp_path):
+def test_a_video_that_is_cut(tmp_path, caplog):
     path = make_video(tmp_path / "a.mkv", [corners(240, 320)] * 40, codec="mjpeg", pixels="yuvj420p")
     position, size, _ = packets_of(path)[30]
     path.write_bytes(path.read_bytes()[: position + size // 2])
     source = VideoFile(path)
     assert 30 <= len(frames_of(source)) <= 31
+    assert ".mkv ends after 3." in caplog.text and " of 4.0 seconds: cut off?" in caplog.text
+
+
+def test_packets_that_are_declared_but_not_there(tmp_path, caplog):
+    old = make_video(tmp_path / "a.mov", [corners(240, 320)] * 40, codec="mjpeg", pixels="yuvj420p")
+    path = tmp_path / "b.mov"
+    with av.open(str(old)) as whole, av.open(str(path), "w", options={"movflags": "faststart"}) as indexed_first:
+        stream = indexed_first.add_stream_from_template(whole.streams.video[0])
+        for packet in [packet for packet in whole.demux(video=0) if packet.size]:
+            packet.stream = stream
+            indexed_first.mux(packet)
+    path.write_bytes(path.read_bytes()[: packets_of(path)[20][0]])
+    assert len(frames_of(VideoFile(path))) == 20
+    assert "b.mov ends after 20 of 40 frames: cut off?" in caplog.text
+
+
+def test_empty_packets_of_an_avi_are_no_loss(tmp_path, caplog):
+    path = make_video(tmp_path / "a.avi", [corners()] * 30, codec="mjpeg", pixels="yuvj420p")
+    source = VideoFile(path)
+    assert len(frames_of(source)) == 30 < source.frames and caplog.text == ""
+
+
+def test_the_first_image_that_is_corrupt_is_told(tmp_path, caplog):
+    for name in ("b.png", "c.png"):
+        (tmp_path / name).write_text("no image")
+    Image.fromarray(corners()).save(tmp_path / "a.png")
+    source = ImageSequence(tmp_path)
+    assert len(frames_of(source)) == 1 and source.lost == {"corrupt": 2}
+    assert len(caplog.messages) == 1 and f"{tmp_path / 'b.png'}: " in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ before the frame that comes out will not come any more.
 from __future__ import annotations
 
 import heapq
+import logging
 import threading
 import time
 from collections import Counter
@@ -23,13 +24,15 @@ from ..errors import InputError
 from ..extras import require
 from ..stream.source import Frame
 
+_log = logging.getLogger(__name__)
+
 GIVE_UP = 300  # broken packets without any frame between them
 
 
 class DecodedSource:
     """What video files and cameras have in common: packets, their frames, their losses, and the end.
 
-    name: for messages. Subclasses give packets by `_next_packet`.
+    name: for messages; the first damage is logged as a warning. Subclasses give packets by `_next_packet`.
     """
 
     def __init__(self, name: str, container: Any, live: bool):
@@ -92,13 +95,13 @@ class DecodedSource:
             decoded = self._ready.pop()
             self._account(decoded)
             if decoded.is_corrupt:
-                self._damage("corrupt")
+                self._damage("the decoder calls it corrupt", "corrupt")
                 continue
             captured = self._captured(decoded)
             try:
                 image = upright(self._reformatter.reformat(decoded, format="rgb24").to_ndarray(), orientation(decoded))
-            except (self._av.FFmpegError, ValueError):  # pixels that FFmpeg cannot convert
-                self._damage("corrupt")
+            except (self._av.FFmpegError, ValueError) as error:  # pixels that FFmpeg cannot convert
+                self._damage(reason_of(error), "corrupt")
                 continue
             self._failures = 0
             self._next_id += 1
@@ -108,8 +111,8 @@ class DecodedSource:
     def _decode_more(self) -> None:
         try:
             packet = self._next_packet()
-        except self._av.FFmpegError:
-            self._damage("corrupt")
+        except self._av.FFmpegError as error:
+            self._damage(reason_of(error), "corrupt")
             return
         if packet is None:
             self._ended = True
@@ -121,8 +124,10 @@ class DecodedSource:
             heapq.heappush(self._due, packet.pts)
         try:
             self._ready = packet.decode()[::-1]
-        except self._av.FFmpegError:
-            self._damage(None if timed else "corrupt")  # the former is counted when a later frame comes out
+        except self._av.FFmpegError as error:
+            self._damage(
+                reason_of(error), None if timed else "corrupt"
+            )  # the former is counted when a later frame comes out
 
     def _account(self, decoded: Any) -> None:
         """Count the frames that should have come before this one."""
@@ -134,7 +139,12 @@ class DecodedSource:
         if self._damaged:
             self._lose(before)
 
-    def _damage(self, cause: str | None) -> None:
+    def _damage(self, reason: str, cause: str | None) -> None:
+        if not self._damaged:
+            _log.warning(
+                "%s: frame %d is dropped as corrupt, and more like it are only counted: %s",
+                *(self.name, self._next_id, reason),
+            )
         self._damaged = True
         self._failures += 1
         if cause is not None:
@@ -154,12 +164,16 @@ def open_container(name: str, file: str, what: str, **options: Any) -> Any:
     try:
         container = av.open(file, **options)
     except (av.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise InputError(f"{name}: cannot be read as {what}: {reason}") from None
+        raise InputError(f"{name}: cannot be read as {what}: {reason_of(error)}") from None
     if not container.streams.video:
         container.close()
         raise InputError(f"{name}: holds no video")
     return container
+
+
+def reason_of(error: Exception) -> str:
+    """What FFmpeg says, without its number and the file's name."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
 
 
 def orientation(decoded: Any) -> np.ndarray | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -15,12 +16,15 @@ from ..errors import InputError
 from ..images import find_images, load_image
 from ..stream.source import Frame
 
+_log = logging.getLogger(__name__)
+
 
 class ImageSequence:
     """The images of folders, files and patterns, as frames at a given rate: frame i has the stamp i / rate.
 
     Numbers in names count as numbers, so that frame 10 comes after frame 9. An image that cannot be read is skipped and
-    counted as "corrupt". The path of each is in `meta["path"]`. Needs Pillow, from the extra [cli].
+    counted as "corrupt", and the first one is logged as a warning. The path of each is in `meta["path"]`. Needs Pillow,
+    from the extra [cli].
     """
 
     live = False
@@ -45,7 +49,9 @@ class ImageSequence:
             self._next += 1
             try:
                 image = np.array(load_image(path))
-            except InputError:
+            except InputError as error:
+                if not self._lost:
+                    _log.warning("%s (dropped as corrupt, and more like it are only counted)", error)
                 self._lost["corrupt"] += 1
                 continue
             return Frame(i, image, time.monotonic(), i / self.rate, {"path": str(path)})
