@@ -134,6 +134,15 @@ def test_a_source_that_waits_to_be_read_loses_nothing(policy):
     assert check_balance(stream, 20)["dropped"] == 0
 
 
+def test_ages_of_a_source_that_waits_mean_nothing():
+    for live in (True, False):
+        with Stream(FakeSession(), FakeSource(0, 1, 2, None, live=live), "block") as stream:
+            assert all(result.live is live for result in stream)
+        numbers = stream.stats.as_dict()
+        assert numbers["compute_ms"]["max"] >= 0
+        assert all((numbers[f"{name}_ms"] is not None) is live for name in ("age", "latency", "jitter"))
+
+
 def test_deadline():
     stream, session, source = busy("block", deadline_ms=50)
     time.sleep(0.06)
@@ -355,6 +364,7 @@ def test_iterables_of_images():
         (dict(policy="newest"), "policy must be one of latest, block, drop_new, got 'newest'"),
         (dict(deadline_ms=0), "deadline_ms must be positive, got 0"),
         (dict(deadline_ms=float("nan")), "deadline_ms must be positive, got nan"),
+        (dict(session="engine.safetensors"), r"expected a session: engine.session\(\), got str"),
         (dict(source=3), r"source must have live, frames, lost, read and close \(.*, got int"),
     ],
 )

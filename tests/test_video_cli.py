@@ -81,7 +81,7 @@ def test_a_video_becomes_a_video_features_and_statistics(run, video, models, tmp
     code, out, err = run("drive.mp4", "--features", "kept", "--out", "out", "--stats", "stats.json", "--deadline", 1e6)
     assert (code, err) == (0, "")
     assert out.startswith("drive.mp4: features in kept, out/drive-denoised.mp4 (8 frames; ")
-    assert "0 after the deadline" in out and "dropped" not in out
+    assert "0 after the deadline" in out and "dropped" not in out and " a second" in out and "age" not in out
     assert files_in("out") == ["drive-denoised.mp4"]
     source = VideoFile("out/drive-denoised.mp4")
     shown = list(iter(source.read, None))
@@ -121,9 +121,21 @@ def test_a_replay_is_live(run, video):
     code, out, _ = run("drive.mp4", "--realtime", "--rate", 20, "--policy", "block", "--json", "-o", "a.mp4")
     row = json.loads(out)
     assert code == 0 and row["delivered"] == 8 and row["policy"] == "block"
+    code, out, _ = run("drive.mp4", "--realtime", "--frames", 1, "-o", "b.mp4")
+    assert code == 0 and out.startswith("drive.mp4: b.mp4 (1 frame; age ")
     code, out, _ = run("drive.mp4", "--realtime", "--rate", 2000, "--policy", "drop_new", "--json", "-o", "a.mp4")
     row = json.loads(out)
     assert code == 0 and row["in"] == 8 == row["delivered"] + row["dropped"] and set(row["drops"]) <= {"busy"}
+
+
+def test_the_session_has_run_before_the_clock_of_a_replay_starts(run, video, monkeypatch):
+    """The source is not read yet when the session runs for the first time, on a grey frame."""
+    seen = []
+    first, read = dvt_fast.Session.run, VideoFile.read
+    monkeypatch.setattr(dvt_fast.Session, "run", lambda *a, **k: (seen.append(int(np.ptp(a[1]))), first(*a, **k))[1])
+    monkeypatch.setattr(VideoFile, "read", lambda self: (seen.append("read"), read(self))[1])
+    assert run("drive.mp4", "--realtime", "-o", "a.mp4")[0] == 0
+    assert seen[:2] == [0, "read"] and all(spread for spread in seen[1:])
 
 
 def test_folders_of_images_become_videos_and_pictures(run, tmp_path):
@@ -210,7 +222,7 @@ def test_without_torch(video, models, tmp_path):
         (["drive.mp4", "--rerun", "x.mp4"], "x.mp4: expected a file that ends in .rrd, spawn, connect or a viewer"),
         (["drive.mp4", "--seconds", "0"], "seconds must be positive, got 0"),
         (["drive.mp4", "--deadline", "0"], "deadline_ms must be positive, got 0"),
-        (["drive.mp4", "--realtime", "--rate", "0"], "rate must be positive, got 0"),
+        (["drive.mp4", "--realtime", "--rate", "0"], "rate must be positive and finite, got 0"),
         (["drive.mp4", "--engine", "none.safetensors"], "none.safetensors: "),
         (["drive.mp4", "--engine", "text.mp4"], "text.mp4: "),
         (["drive.mp4", "--engine", "MODELS/denoiser.safetensors"], "MODELS/denoiser.safetensors: holds no ViT"),

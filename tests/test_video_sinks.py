@@ -19,6 +19,7 @@ from dvt_fast.stream import Result, Sink
 from dvt_fast.video import FeatureSink, Painter, PictureSink, VideoFile, VideoSink, read_features
 from dvt_fast.video.colors import StableColors
 from dvt_fast.video.features import PART_FRAMES, parts_in
+from dvt_fast.video.picture import describe
 from stream_samples import make_image
 from video_samples import corners, grey
 
@@ -160,6 +161,25 @@ def test_times_that_stand_still_or_jump_back(tmp_path):
         sink.write(result)
     sink.close()
     assert len(images_of(tmp_path / "a.mkv")) == 6
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+def test_the_last_frame_lasts_as_long_as_the_one_before(tmp_path, suffix):
+    sink = VideoSink(tmp_path / f"a{suffix}", height=64)
+    for i in range(5):
+        result = make_result(i)
+        result.stamp = i / 4
+        sink.write(result)
+    sink.close()
+    with av.open(str(tmp_path / f"a{suffix}")) as container:
+        assert container.duration / 1e6 == pytest.approx(1.25, abs=1e-3)
+
+
+def test_ages_are_of_live_sources_only():
+    result = make_result(3)
+    assert "age 30 ms" in describe(result)
+    result.live = False
+    assert "age" not in describe(result)
 
 
 def test_a_video_of_nothing_is_no_file(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from ..errors import InputError, OutputError
@@ -24,7 +25,7 @@ from .common import reason
 from .progress import FrameBar
 
 if TYPE_CHECKING:
-    from ..engine import Engine
+    from ..engine import Engine, Session
     from ..stream import Sink, Source, Stream
 
 
@@ -148,6 +149,8 @@ def denoise_stream(job: Job, folder: Path) -> None:
         size = job.asked["size"] if job.engine is not None else None  # else it is that of the ViT
         session = engine.session(input="image", size=size, threads=job.threads or None, max_source=LARGEST)
         sinks = _sinks(job, folder, engine, stack)
+        if camera or job.realtime:
+            _warm_up(session)
         if camera:
             source = stack.enter_context(closing(_source(job)))
         stream = Stream(session, source, job.policy.value, job.deadline, raw=engine.has_denoiser)
@@ -227,6 +230,18 @@ def _sinks(job: Job, folder: Path, engine: Engine, stack: ExitStack) -> dict[str
     return sinks
 
 
+def _warm_up(session: Session) -> None:
+    """Make what the first frame would wait for, while the clock of a live source does not run yet."""
+    from ..stream.result import Result
+    from ..video import Painter
+
+    assert session.size is not None  # as it takes images
+    grey = np.full((*session.size, 3), 128, np.uint8)
+    raw = np.zeros((*session.grid, session.dim), np.float32)
+    features = session.run(grey, raw=raw if session.engine.has_denoiser else None)
+    Painter().draw(Result(0, grey, features, 0.0, raw=raw))
+
+
 def _output(job: Job, folder: Path) -> Path:
     """The file that --out means: itself, or in the folder that it is one named after the input."""
     from ..video.open import is_stream_output
@@ -265,7 +280,7 @@ def _run(stream: Stream, sinks: Sequence[Sink], job: Job) -> Run:
                 break
             for sink in sinks:
                 sink.write(result)
-            bar.step(result.age, stream.stats.dropped)
+            bar.step(result.age if result.live else None, stream.stats.dropped)
         stream.close()
         for sink in sinks:
             sink.close()
@@ -317,9 +332,9 @@ def _report(stream: Stream, job: Job, files: list[str], run: Run) -> None:
         typer.echo(json.dumps({"written": files, **numbers, "errors": run.reasons}))
     elif numbers["delivered"]:
         age, drops = numbers["age_ms"], numbers["drops"]
-        parts = [f"{numbers['delivered']:,} frames"]
-        parts += [f"{numbers['rate']:.1f}/s"] if numbers["rate"] else []
-        parts += [f"age {age['p50']:.0f} ms, 99 % under {age['p99']:.0f} ms"] if stream.source.live else []
+        parts = [f"{numbers['delivered']:,} frame{'s' if numbers['delivered'] > 1 else ''}"]
+        parts += [f"computed at {numbers['rate']:.1f} a second"] if numbers["rate"] else []
+        parts += [f"age {age['p50']:.0f} ms, 99 % under {age['p99']:.0f} ms"] if age else []
         parts += [f"{numbers['missed']:,} after the deadline"] if job.deadline else []
         parts += [f"{count:,} dropped: {cause}" for cause, count in drops.items() if cause != "closed"]
         source = job.names[0] if len(job.names) == 1 else f"{len(job.names)} images"

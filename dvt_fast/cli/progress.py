@@ -149,8 +149,8 @@ class FrameBar:
         self._task = self._progress.add_task(escape(name), total=total, detail="")
         self._drawn, self._drawn_frames = time.monotonic(), 0
 
-    def step(self, age: float, dropped: int) -> None:
-        """One more frame was done; age: of its features, in seconds. dropped: frames so far."""
+    def step(self, age: float | None, dropped: int) -> None:
+        """One more frame was done; age: of its features, in seconds, where it has one. dropped: frames so far."""
         self.frames += 1
         now = time.monotonic()
         if now - self._drawn < self._every:
@@ -158,9 +158,10 @@ class FrameBar:
         rate = (self.frames - self._drawn_frames) / (now - self._drawn)
         self._drawn, self._drawn_frames = now, self.frames
         of = f" of {self._total:,}" if self._total else ""
-        detail = f"{self.frames:,}{of} frames, {rate:.1f}/s, age {1e3 * age:.0f} ms, {dropped:,} dropped"
-        # Lost frames are among the total: they are done, too.
-        self._progress.update(self._task, completed=self.frames + dropped, detail=detail)
+        done = self.frames + dropped  # dropped frames are among the total
+        old = "" if age is None else f", age {1e3 * age:.0f} ms"
+        detail = f"{done:,}{of} frames, {rate:.1f}/s{old}, {dropped:,} dropped"
+        self._progress.update(self._task, completed=done, detail=detail)
         if not self._console.is_terminal:
             typer.echo(f"{self._name}: {detail}", err=True)
 

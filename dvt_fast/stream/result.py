@@ -15,7 +15,8 @@ class Result:
     id, image, captured, stamp, meta: those of the `Frame`. features: float32 [h, w, C]. raw: [h, w, C], the ViT's own
     features, where the stream was asked for them. started, finished: when work on the frame began and ended. age: from
     the capture to the moment that the reader got the result. missed_deadline: whether that is more than the stream's
-    deadline. drops_before: frames that were dropped between the last result and this one.
+    deadline. drops_before: frames that were dropped between the last result and this one. live: whether the source was;
+    ages mean nothing where frames waited to be read.
 
     The arrays belong to whoever holds them: their memory serves a later frame only after the last reference to them
     (views and tensors that share it among them) is gone.
@@ -33,6 +34,7 @@ class Result:
     missed_deadline: bool = False
     drops_before: int = 0
     meta: dict[str, Any] = field(default_factory=dict)
+    live: bool = True
 
     @property
     def latency(self) -> float:

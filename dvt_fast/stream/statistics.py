@@ -56,10 +56,13 @@ class Statistics:
     "closed" (the stream was closed first), and those of the source, such as "corrupt".
     """
 
-    def __init__(self, lock: threading.Condition, pending: Callable[[], int], policy: str, deadline: float | None):
+    def __init__(
+        self, lock: threading.Condition, pending: Callable[[], int], policy: str, deadline: float | None, live: bool
+    ):
         self._lock = lock
         self._pending = pending
         self._policy, self._deadline = policy, deadline
+        self._live = live
         self._read = self._delivered = self._missed = 0
         self._drops: Counter[str] = Counter()
         self._times = {name: Quantiles() for name in ("age", "latency", "compute", "jitter")}
@@ -73,7 +76,8 @@ class Statistics:
         those that wait or are worked on, which `in` does not count yet. drops: the dropped ones by cause. missed:
         deliveries after the deadline. rate: deliveries a second. And in milliseconds p50, p99, p99.9 and max of:
         age_ms, from the capture to the reader; latency_ms, from the capture to the features; compute_ms, the session's
-        part of it; jitter_ms, the change of the age from one delivery to the next (None where there are none).
+        part of it; jitter_ms, the change of the age from one delivery to the next (None where there are none). Of a
+        source that is not live only compute_ms is there: its frames wait to be read, so the others mean nothing.
         """
         with self._lock:
             pending = self._pending()
@@ -88,7 +92,10 @@ class Statistics:
                 "drops": dict(sorted(self._drops.items())),
                 "missed": self._missed,
                 "rate": round((self._delivered - 1) / seconds, 3) if seconds > 0 else None,
-                **{f"{name}_ms": times.milliseconds() for name, times in self._times.items()},
+                **{
+                    f"{name}_ms": times.milliseconds() if self._live or name == "compute" else None
+                    for name, times in self._times.items()
+                },
             }
 
     @property

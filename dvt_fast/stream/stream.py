@@ -65,6 +65,8 @@ class Stream:
             raise InputError(f"policy must be one of {', '.join(POLICIES)}, got {policy!r}")
         if deadline_ms is not None and not deadline_ms > 0:
             raise InputError(f"deadline_ms must be positive, got {deadline_ms}")
+        if not hasattr(session, "grid"):
+            raise InputError(f"expected a session: engine.session(), got {type(session).__name__}")
         if session.input != "image" or session.batch != 1:
             raise InputError(
                 f"a stream needs a session for one image at a time, got one for batches of {session.batch} with input "
@@ -80,7 +82,7 @@ class Stream:
         self._buffers = {name: Buffers(shape) for name in (("out", "raw") if raw else ("out",))}
 
         self._changed = threading.Condition()  # guards all that follows
-        self.stats = Statistics(self._changed, self._pending, policy, self.deadline)
+        self.stats = Statistics(self._changed, self._pending, policy, self.deadline, self.source.live)
         self._arrived: _Numbered | None = None
         self._waiting: _Numbered | None = None
         self._working: _Numbered | None = None
@@ -292,4 +294,5 @@ class Stream:
             started=started,
             finished=time.monotonic(),
             meta=frame.meta,
+            live=self.source.live,
         )

@@ -38,6 +38,7 @@ class VideoSink:
         self._stream: Any = None
         self._first = 0.0  # the time of the first result
         self._last = -1  # the time of the last one, in ticks after the first
+        self._step = 0  # ticks from the one before it
         self._closed = False
 
     def write(self, result: Result) -> None:
@@ -50,10 +51,11 @@ class VideoSink:
                 self._open(picture.shape[0], picture.shape[1])
                 self._first = time
             # A decoder wants times that grow; those of a source may stand still or jump back.
-            self._last = max(round((time - self._first) * CLOCK), self._last + 1)
+            ticks = max(round((time - self._first) * CLOCK), self._last + 1)
+            self._step, self._last = ticks - max(self._last, 0), ticks
             frame = self._av.VideoFrame.from_ndarray(picture, "rgb24")
             frame.pts, frame.time_base = self._last, Fraction(1, CLOCK)
-            self._container.mux(self._stream.encode(frame))
+            self._mux(frame)
         except (self._av.FFmpegError, OSError) as error:
             raise self._failed(error) from None
 
@@ -65,7 +67,7 @@ class VideoSink:
             self._unfinished.discard()
             return
         try:
-            self._container.mux(self._stream.encode())
+            self._mux(None)
             self._container.close()
             self._file.close()
         except (self._av.FFmpegError, OSError) as error:
@@ -81,6 +83,12 @@ class VideoSink:
         self._stream = self._container.add_stream("libx264" if h264 else "mpeg4", rate=30, options=options)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, CLOCK)
+
+    def _mux(self, frame: Any) -> None:
+        for packet in self._stream.encode(frame):
+            if self._step:
+                packet.duration = self._step  # counts for the last one, which lasts as long as the one before it
+            self._container.mux(packet)
 
     def _failed(self, error: Exception) -> OutputError:
         self._closed = True

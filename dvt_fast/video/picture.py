@@ -89,7 +89,8 @@ def describe(result: Result) -> str:
     parts = [f"frame {result.id}"]
     if result.stamp is not None:
         parts.append(f"{result.stamp:.2f} s")
-    parts.append(f"age {1e3 * result.age:.0f} ms")
+    if result.live:
+        parts.append(f"age {1e3 * result.age:.0f} ms")
     if result.missed_deadline:
         parts.append("deadline missed")
     if result.drops_before:
