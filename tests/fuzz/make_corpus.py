@@ -40,7 +40,7 @@ def images() -> dict[str, bytes]:
                 )
                 out[f"{kind}-{layout}-{target}"] = program + noise
     # Rows of more than a chunk, and a height that shrinks most.
-    out["wide"] = bytes([9, 7, 3, 251 - 10, 200]) + numbers + bytes([0, 3, 251 - 10, 200, 0, 0]) + noise
+    out["wide"] = bytes([9, 7, 3, 241, 200]) + numbers + bytes([0, 3, 241, 200, 0, 0]) + noise
     out["tall"] = bytes([9, 7, 241, 200, 3]) + numbers + bytes([0, 241, 200, 3, 0, 0]) + noise
     out["tall-turned"] = bytes([9, 7, 241, 200, 3]) + numbers + bytes([0, 241, 200, 3, 16, 0]) + noise
     return out

@@ -34,7 +34,8 @@ class Input {
   int64_t size() {
     const uint8_t kind = byte();
     if (kind < 160) return 1 + kind % 40;
-    if (kind < 250) return 1 + kind % 3 * 256 + byte();
+    if (kind < 240) return 1 + byte();
+    if (kind < 250) return 257 + kind % 2 * 256 + byte();
     return kWild[byte() % (sizeof kWild / sizeof *kWild)];
   }
   float number() {
@@ -65,10 +66,10 @@ void choose_strides(Input* input, bool is_uint8, dvt::TensorView* image) {
   image->strides[channels] = is_uint8 ? 1 : 0;
   image->strides[columns] = pixel;
   // The fuzzer's sizes may be anything: what wraps here is a stride like any other.
-  const auto times = [](int64_t a, int64_t b) {
-    return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b));
+  const auto times = [](int64_t a, int64_t b, int64_t more = 0) {
+    return static_cast<int64_t>(static_cast<uint64_t>(a) * static_cast<uint64_t>(b) + static_cast<uint64_t>(more));
   };
-  image->strides[rows] = times(image->shape[columns], pixel) + padding;
+  image->strides[rows] = times(image->shape[columns], pixel, padding);
   if (!is_uint8) image->strides[channels] = times(image->shape[rows], image->strides[rows]);
   const auto negate = [&](int axis) { image->strides[axis] = times(image->strides[axis], -1); };
   if (layout & 2) negate(rows);
