@@ -121,7 +121,7 @@ def test_topics(tmp_path):
     with pytest.raises(InputError, match="2 image topics, choose one") as error:
         BagSource(bag)
     assert topics in str(error.value) and "\n" not in str(error.value)
-    with pytest.raises(InputError, match="no topic /top") as error:
+    with pytest.raises(InputError, match="no topic /top: its image topics are /left") as error:
         BagSource(bag, "/top")
     assert topics in str(error.value)
     assert len(read_all(BagSource(bag, "/left"))) == 2
@@ -205,6 +205,7 @@ def test_what_is_no_bag(tmp_path):
         with pytest.raises(InputError, match=said) as error:
             BagSource(tmp_path / name)
         assert "\n" not in str(error.value) and str(tmp_path / name) in str(error.value)
+        assert "mcap recover" not in str(error.value)  # which cannot help where there is no MCAP
 
 
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.6, 0.9, 0.999])
@@ -219,6 +220,7 @@ def test_cut_bags_end_with_one_line(tmp_path, storage, kept):
             source = BagSource(path)
             frames.extend(iter(source.read, None))
         assert "\n" not in str(error.value) and len(frames) < 20
+        assert ("'mcap recover' saves" in str(error.value)) is (storage == "mcap")
 
 
 def test_damaged_chunk_ends_the_source_after_the_frames_before_it(tmp_path):

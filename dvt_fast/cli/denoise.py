@@ -109,7 +109,7 @@ def command(
     vit_options = common.vit_options(vit, weights, size, layer, norm, stride, device)
     chosen = {"name" if name == "vit" else name for name in given} & vit_options.keys()
     if streams.is_stream(names, out):
-        _refuse(given & {"stage1", "patch"}, "is of images")
+        _refuse(given & {"stage1", "patch"}, "is for images, not for streams")
         values = context.params
         job = streams.Job(
             names=names,
@@ -119,7 +119,7 @@ def command(
         )
         streams.denoise_stream(job, FOLDER)
         return
-    _refuse(given & set(streams.OPTIONS), "is of a video, camera or bag, or of images with a video as --out")
+    _refuse(given & set(streams.OPTIONS), "is for streams: for images give --out a video (.mp4), a bag or out/%06d.png")
 
     solver_options = common.parse_solver_options(option, inspect.signature(command).parameters)
     options: dict[str, Any] = {"solver": solver.value, "seed": seed}

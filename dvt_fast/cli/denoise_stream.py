@@ -116,9 +116,14 @@ class Run:
 
 
 def is_stream(names: Sequence[str], out: Path | None) -> bool:
-    """Whether these make a stream: a video, a camera or a bag, or images with an output that is one."""
-    from ..video.open import is_stream_output, kind_of
+    """Whether these make a stream: a video, a camera or a bag, or images with an output that is one.
 
+    Raises `InputError` for an output of a kind that cannot be written.
+    """
+    from ..video.open import check_output, is_stream_output, kind_of
+
+    if out is not None:
+        check_output(out)
     moving = [name for name in names if kind_of(name) in ("camera", "bag", "video")]
     if moving and len(names) > 1:
         raise typer.BadParameter(

@@ -15,6 +15,7 @@ from ..extras import require
 from .messages import COMPRESSED_IMAGE, IMAGE, typestore
 
 EXTENSIONS = (".mcap", ".db3", ".bag")
+MCAP_MAGIC = b"\x89MCAP0\r\n"
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,17 @@ class Bag:
             found = self.topics.get(topic)
             if found in images:
                 return found
-            problem = f"no topic {topic}" if found is None else f"{topic} is a {found.type}, expected an image topic"
+            problem = (
+                f"no topic {topic}: its image topics are"
+                if found is None
+                else f"{topic} is a {found.type}, expected one of"
+            )
         elif len(images) == 1:
             return images[0]
         else:
-            problem = f"{len(images)} image topics, choose one"
+            problem = f"{len(images)} image topics, choose one:"
         if images:
-            raise InputError(f"{self.path}: {problem}: {_listed(images)}")
+            raise InputError(f"{self.path}: {problem} {_listed(images)}")
         held = _listed(self.topics.values())
         raise InputError(f"{self.path}: no topic of {IMAGE} or {COMPRESSED_IMAGE}, it holds {held}")
 
@@ -111,8 +116,9 @@ class Bag:
             reader.close()
 
     def _damaged(self, what: str, error: Exception) -> InputError:
-        is_mcap = self.path.suffix == ".mcap" or any(self.path.glob("*.mcap"))
-        advice = " ('mcap recover' saves what is left of a recording that was cut off)" if is_mcap else ""
+        files = [self.path] if self.path.is_file() else self.path.glob("*.mcap")
+        cut = any(_is_mcap(file) for file in files)
+        advice = " ('mcap recover' saves what is left of a recording that was cut off)" if cut else ""
         return InputError(f"{self.path}: {what}: {_reason(error)}{advice}")
 
 
@@ -128,6 +134,15 @@ def _bag_in(path: Path) -> Path:
     if len(files) != 1:
         raise InputError(f"{path}: not a bag, as it has no metadata.yaml")
     return files[0]
+
+
+def _is_mcap(path: Path) -> bool:
+    """Whether a file begins as MCAPs do."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(MCAP_MAGIC)) == MCAP_MAGIC
+    except OSError:
+        return False
 
 
 def _listed(topics: Iterable[Topic], most: int = 10) -> str:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import InputError
 from ..images import IMAGE_EXTENSIONS
 from ..stream.source import Sink, Source
 from ..stream.sources import Paced
@@ -87,3 +88,15 @@ def kind_of(name: str) -> str:
 def is_stream_output(name: str | os.PathLike[str]) -> bool:
     """Whether `open_sink` takes a name for a file, by its ending."""
     return Path(name).suffix.lower() in (*FORMATS, *BAG_FILES) or is_pattern(os.fspath(name))
+
+
+def check_output(name: str | os.PathLike[str]) -> None:
+    """Refuse, with `InputError`, what is plainly meant as a file but would be taken for the name of a folder."""
+    path = Path(name).expanduser()
+    if is_stream_output(name) or path.is_dir():
+        return
+    files = f"a video ({', '.join(FORMATS)}), pictures such as out/%06d.png or a bag ({', '.join(BAG_FILES)})"
+    if "%" in path.name:
+        raise InputError(f"{path}: no pattern for pictures: expected {files}, or a folder")
+    if path.suffix.lower() in VIDEO_EXTENSIONS | IMAGE_EXTENSIONS | {".gif", ".bag"}:
+        raise InputError(f"{path}: cannot write {path.suffix}: expected {files}, or a folder")
