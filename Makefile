@@ -26,7 +26,7 @@ CXX_FILES = find csrc examples tests -name '*.cpp' -o -name '*.hpp' -o -name '*.
 ASTRONAUT = $$($(PY) -c 'import skimage; print(skimage.__path__[0])')/data/astronaut.png
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format build clean
+.PHONY: help demo test fuzz lint format build clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -38,6 +38,15 @@ demo: $(STAMP)-demo $(NATIVE)  ## install, clean the features of one photo, both
 
 test: $(STAMP)-dev lint build  ## install, lint, build with warnings as errors, run every test
 	$(PY) -m pytest
+
+FUZZ_SECONDS ?= 600
+fuzz: $(STAMP)-dev  ## search engine files, pixels and sessions for what breaks them, with Clang, ten minutes each
+	cmake -S tests/fuzz -B build/fuzz -G Ninja -DCMAKE_CXX_COMPILER=clang++ && cmake --build build/fuzz
+	$(PY) tests/fuzz/make_corpus.py build/fuzz/corpus
+	cd build/fuzz && for target in engine_file pixels session; do \
+	    mkdir -p found_$$target; \
+	    ./fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -timeout=20 -malloc_limit_mb=512 -max_len=12000 \
+	        found_$$target corpus/$$target || exit 1; done
 
 lint: $(STAMP)-dev  ## check style, formatting and types
 	$(PY) -m ruff check
