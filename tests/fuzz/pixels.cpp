@@ -97,7 +97,7 @@ void check_results(const dvt::PixelsPlan& plan, const dvt::TensorView& image) {
   static const std::vector<dvt::Isa> isas = runnable_isas();
   const size_t scratch_bytes = dvt::pixels_scratch_bytes(plan),
                count = static_cast<size_t>(3 * plan.height * plan.width);
-  if (scratch_bytes > 64 * kMaxBytes || count > kMaxBytes) return;
+  if (scratch_bytes > 16 * kMaxBytes || count > kMaxBytes / 4) return;
   const std::unique_ptr<void, Free> scratch(std::aligned_alloc(64, scratch_bytes));
   std::vector<float> expected;
   for (const dvt::Isa isa : isas) {
