@@ -46,7 +46,7 @@ fuzz: $(STAMP)-dev  ## search engine files, pixels and sessions for what breaks 
 	cd build/fuzz && for target in engine_file pixels session; do \
 	    mkdir -p found_$$target; \
 	    ./fuzz_$$target -max_total_time=$(FUZZ_SECONDS) -timeout=20 -malloc_limit_mb=512 -max_len=12000 \
-	        found_$$target corpus/$$target || exit 1; done
+	        $$(test $$target = pixels || echo -dict=corpus/words) found_$$target corpus/$$target || exit 1; done
 
 lint: $(STAMP)-dev  ## check style, formatting and types
 	$(PY) -m ruff check
