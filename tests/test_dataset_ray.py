@@ -79,7 +79,8 @@ def test_an_actor_and_a_node_are_killed(cluster, photos, undisturbed, tmp_path):
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert done.stdout.startswith(f"{COUNT + 2} images: 1 done, {COUNT - 1} done before, 1 duplicates, 1 failed")
-    assert done.stderr == f"1 failed:\n  {photos}/bad.png: not an image that Pillow can read\n"  # and no word of Ray's
+    # Ray may first tell, in its own time, of the node that was killed
+    assert done.stderr.endswith(f"1 failed:\n  {photos}/bad.png: not an image that Pillow can read\n")
     assert content(tmp_path / "out") == undisturbed
 
 
