@@ -1,6 +1,7 @@
 """Fixtures that several tests share."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,27 @@ def isa(request):
     _native.set_isa(request.param)
     yield request.param
     _native.set_isa(before)
+
+
+@pytest.fixture
+def program(monkeypatch, capfd, tmp_path):
+    """Runs `dvt-fast` in this process and in `tmp_path`, as its entry point does: (exit code, stdout, stderr)."""
+    from dvt_fast.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dvt-fast", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return run
 
 
 @pytest.fixture(scope="module")

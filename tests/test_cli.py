@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 import dvt_fast
 from dvt_fast import Decomposition
-from dvt_fast.cli import main
 from dvt_fast.cli.app import app
 from dvt_fast.cli.each_image import output_stems
 
@@ -38,22 +37,8 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
-    """Runs the program in this process, as its entry point does: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dvt-fast", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return run
+def run(program):
+    return program
 
 
 def test_folder_of_images(run, photos, tmp_path):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ import pytest
 from PIL import Image
 
 import dvt_fast
-from dvt_fast.cli import main
 from dvt_fast.stage2 import Denoised
 
 torch = pytest.importorskip("torch")
@@ -50,22 +50,8 @@ def model(vit, tmp_path):
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
-    """Runs the program in this process, as its entry point does: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dvt-fast", "denoise", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return run
+def run(program):
+    return partial(program, "denoise")
 
 
 def test_the_vit_is_the_one_that_the_denoiser_was_trained_for(run, photos, model, vit, tmp_path):

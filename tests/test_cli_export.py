@@ -1,12 +1,11 @@
 """`dvt-fast export`: what it writes, the line that it prints, and how it fails."""
 
-import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
 import dvt_fast
-from dvt_fast.cli import main
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
@@ -19,22 +18,8 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
-    """Runs the program in this process, as its entry point does: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dvt-fast", "export", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return run
+def run(program):
+    return partial(program, "export")
 
 
 def test_by_default_dvt_mini_and_its_denoiser(run, tmp_path):

@@ -2,35 +2,20 @@
 
 import json
 import re
-import sys
+from functools import partial
 
 import pytest
 from PIL import Image
 
 from dataset_samples import TINY_ARGUMENTS, content
 from dvt_fast import PairDataset
-from dvt_fast.cli import main
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
-    """Runs the command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dvt-fast", "dataset", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return run
+def run(program):
+    return partial(program, "dataset")
 
 
 def test_the_command(run, dataset_photos, finished_dataset, tmp_path):

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from dvt_fast import Denoiser, ViT
-from dvt_fast.cli import main
 from dvt_fast.errors import Cancelled, InputError
 
 torch = pytest.importorskip("torch")
@@ -53,22 +52,8 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path):
-    """Runs the program in this process, as its entry point does: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dvt-fast", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return run
+def run(program):
+    return program
 
 
 def weights_of(path):

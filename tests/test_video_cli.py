@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 import dvt_fast
-from dvt_fast.cli import main
 from dvt_fast.stream import Stream
 from dvt_fast.video import VideoFile, read_features
 from stream_samples import wait_until
@@ -40,21 +39,11 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capfd, tmp_path, models):
-    """Runs the program in this process, with the engine's file: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
+def run(program, models):
+    """Runs `dvt-fast denoise`, with the engine's file."""
 
     def run(*args, engine=True) -> tuple[int, str, str]:
-        options = ["--engine", models / "engine.safetensors"] if engine else []
-        monkeypatch.setattr(sys, "argv", ["dvt-fast", "denoise", *map(str, [*args, *options])])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-        out, err = capfd.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
+        return program("denoise", *args, *(["--engine", models / "engine.safetensors"] if engine else []))
 
     return run
 
