@@ -31,6 +31,14 @@ def isa(request):
     _native.set_isa(before)
 
 
+@pytest.fixture(scope="session")
+def cuda():
+    """Makes device="cuda" usable: on the device, or in the emulator, which is built first. See cuda_samples.py."""
+    from cuda_samples import prepare
+
+    return prepare()
+
+
 @pytest.fixture
 def program(monkeypatch, capfd, tmp_path):
     """Runs `dvt-fast` in this process and in `tmp_path`, as its entry point does: (exit code, stdout, stderr)."""

@@ -1,0 +1,174 @@
+"""For tests of the CUDA library: on a device where there is one, and in the emulator (tests/emulator) everywhere else.
+
+The emulator is a library of the same kernels and launchers, compiled for the processor, with main memory standing for
+the device's. What decides: DVT_FAST_CUDA_LIBRARY, a library to take as it is; DVT_FAST_CUDA_TEST, "device" or
+"emulated"; and else whether a driver says that it has a device. The fixture `cuda` of conftest.py sets it up once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from native_samples import ROOT, cmake_build
+
+EMULATOR = ROOT / "tests" / "emulator"
+BUILD = ROOT / "build" / "emulator"
+LIBRARY = "libdvt_fast_cuda_emulated.so"
+DTYPES = ("float32", "float16", "bfloat16", "uint8", "int32", "uint32", "int64", "float64")
+
+
+def driver_devices() -> int:
+    """How many devices the CUDA driver says it has; without asking dvt_fast, which takes one library and keeps it."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def build_emulator(build: Path = BUILD, *options: str) -> Path:
+    """The emulated library, built where it is out of date; one process at a time."""
+    build.parent.mkdir(parents=True, exist_ok=True)
+    with open(build.with_name(f"{build.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        cmake_build(EMULATOR, build, *options)
+    return next(path for path in build.rglob(LIBRARY))
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """Where device="cuda" computes in this process. library: the file that was set, None for the package's own."""
+
+    emulated: bool
+    library: Path | None
+
+    def to_device(self, x: Any) -> Any:
+        """`x`, an array or a tensor, as what device="cuda" takes without a copy: a tensor on it, or main memory."""
+        import torch
+
+        tensor = x if isinstance(x, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+        return tensor if self.emulated else tensor.cuda()
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        """Values in main memory, bfloat16 as float32."""
+        if isinstance(x, np.ndarray):
+            return x
+        x = x.detach().cpu()
+        return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
+
+    def stream(self) -> Any:
+        """A stream of its own as `run(..., stream=)` takes it; None in the emulator, which has no need of one."""
+        if self.emulated:
+            return None
+        import torch
+
+        return torch.cuda.Stream()
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if not self.emulated:
+            import torch
+
+            torch.cuda.synchronize()
+
+
+def prepare() -> Cuda:
+    """Makes device="cuda" usable in this process; before dvt_fast is asked for it first."""
+    if given := os.environ.get("DVT_FAST_CUDA_LIBRARY"):
+        return Cuda(LIBRARY in given or "emulated" in Path(given).name, Path(given))
+    wish = os.environ.get("DVT_FAST_CUDA_TEST", "device" if driver_devices() else "emulated")
+    if wish == "device":
+        return Cuda(False, None)
+    assert wish == "emulated", f"DVT_FAST_CUDA_TEST must be device or emulated, got {wish!r}"
+    library = build_emulator()
+    os.environ["DVT_FAST_CUDA_LIBRARY"] = str(library)
+    return Cuda(True, library)
+
+
+def to_bfloat16(x: Any) -> np.ndarray:
+    """float32 values rounded to the nearest bfloat16, ties to even: their bits, uint16."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    return np.where(np.isnan(x), 0x7FC0, rounded).astype(np.uint16)
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """The float32 values of bfloat16 bits."""
+    return (np.asarray(bits).astype(np.uint32) << 16).view(np.float32)
+
+
+def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
+    """`x` as float32 values that `dtype` can hold: what an operand is once it is stored."""
+    if dtype == "bfloat16":
+        return from_bfloat16(to_bfloat16(x))
+    return np.asarray(x).astype(dtype).astype(np.float32)
+
+
+def stored(x: Any, dtype: str) -> Any:
+    """`x` as an operand of `run_op` of that dtype: an array, or bits with their name for bfloat16."""
+    return (to_bfloat16(x), "bfloat16") if dtype == "bfloat16" else np.ascontiguousarray(x, np.dtype(dtype))
+
+
+def run_op(
+    name: str,
+    tensors: Mapping[str, Any],
+    outputs: Mapping[str, tuple[tuple[int, ...], str] | None],
+    numbers: Mapping[str, float] | None = None,
+    words: Mapping[str, str] | None = None,
+    device: int = 0,
+) -> dict[str, np.ndarray]:
+    """One op of the CUDA library by its registered name (csrc/cuda/op_registry.h): its outputs, in main memory.
+
+    tensors: arrays, torch tensors, or what `stored` gives. outputs: (shape, dtype) each, full of NaN bytes before the
+    op; None for one of `tensors` that the op changes. bfloat16 outputs come back as float32 of the same values.
+    """
+    from dvt_fast import _native
+
+    given = {key: _tagged(value) for key, value in tensors.items()}
+    wanted = {key: value if value is None else (tuple(map(int, value[0])), value[1]) for key, value in outputs.items()}
+    found = _native.cuda_op(
+        name, tensors=given, outputs=wanted, numbers=dict(numbers or {}), words=dict(words or {}), device=device
+    )
+    kinds = {key: given[key][1] if value is None else value[1] for key, value in wanted.items()}
+    return {key: from_bfloat16(found[key]) if kinds[key] == "bfloat16" else found[key] for key in wanted}
+
+
+def _tagged(value: Any) -> tuple[np.ndarray, str]:
+    """An array and the name of its dtype."""
+    if isinstance(value, tuple):
+        return value
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().contiguous()
+        if str(value.dtype) == "torch.bfloat16":
+            import torch
+
+            return value.view(torch.int16).numpy().view(np.uint16), "bfloat16"
+        value = value.numpy()
+    array = np.ascontiguousarray(value)
+    assert array.dtype.name in DTYPES, f"an op takes {', '.join(DTYPES)}, got {array.dtype}"
+    return array, array.dtype.name
+
+
+def error(found: np.ndarray, truth: np.ndarray) -> float:
+    """|found - truth| / |truth| in the 2-norm, in float64; infinite where anything is NaN or of another shape."""
+    found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
+    if found.shape != truth.shape or not np.isfinite(found).all():
+        return float("inf")
+    return float(np.linalg.norm(found - truth) / max(np.linalg.norm(truth), 1e-300))
+
+
+def assert_as_good_as(found: np.ndarray, rival: np.ndarray, truth: np.ndarray, times: float = 2.0) -> None:
+    """`found` is at most `times` as far from the float64 `truth` as `rival`, the same in torch in the same dtype."""
+    ours, theirs = error(found, truth), error(rival, truth)
+    assert ours <= times * theirs + 1e-7, f"error {ours:.2e}, torch's is {theirs:.2e}"
