@@ -1,0 +1,8 @@
+// Attention on bfloat16 for heads of 32 to 128 channels.
+#include "transformer/attention/attention_launch.cuh"
+
+namespace dvt::cuda {
+
+Status attention_bfloat16(const AttentionCudaCall& call) { return for_head_dim<NarrowLauncher<bf16>>(call); }
+
+}  // namespace dvt::cuda
