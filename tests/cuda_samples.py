@@ -23,6 +23,7 @@ EMULATOR = ROOT / "tests" / "emulator"
 BUILD = ROOT / "build" / "emulator"
 LIBRARY = "libdvt_fast_cuda_emulated.so"
 DTYPES = ("float32", "float16", "bfloat16", "uint8", "int32", "uint32", "int64", "float64")
+STORAGE = {"bfloat16": "uint16"}
 
 
 def driver_devices() -> int:
@@ -126,7 +127,9 @@ def run_op(
     outputs: Mapping[str, tuple[tuple[int, ...], str] | None],
     numbers: Mapping[str, float] | None = None,
     words: Mapping[str, str] | None = None,
+    *,
     device: int = 0,
+    repeat: int = 1,
 ) -> dict[str, np.ndarray]:
     """One op of the CUDA library by its registered name (csrc/cuda/op_registry.h): its outputs, in main memory.
 
@@ -136,12 +139,17 @@ def run_op(
     from dvt_fast import _native
 
     given = {key: _tagged(value) for key, value in tensors.items()}
-    wanted = {key: value if value is None else (tuple(map(int, value[0])), value[1]) for key, value in outputs.items()}
-    found = _native.cuda_op(
-        name, tensors=given, outputs=wanted, numbers=dict(numbers or {}), words=dict(words or {}), device=device
+    types = {key: kind for key, (_, kind) in given.items()} | {key: v[1] for key, v in outputs.items() if v is not None}
+    arrays = {key: array for key, (array, _) in given.items()}
+    wanted = {
+        key: arrays[key].copy() if value is None else np.zeros(value[0], STORAGE.get(value[1], value[1]))
+        for key, value in outputs.items()
+    }
+    inputs = arrays | {key: value for key, value in wanted.items() if key in arrays}
+    _native.cuda_op(
+        name, inputs, wanted, dict(numbers or {}), dict(words or {}), types=types, device=device, repeat=repeat
     )
-    kinds = {key: given[key][1] if value is None else value[1] for key, value in wanted.items()}
-    return {key: from_bfloat16(found[key]) if kinds[key] == "bfloat16" else found[key] for key in wanted}
+    return {key: from_bfloat16(value) if types[key] == "bfloat16" else value for key, value in wanted.items()}
 
 
 def _tagged(value: Any) -> tuple[np.ndarray, str]:
