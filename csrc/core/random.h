@@ -1,23 +1,29 @@
-// A small stream of random numbers that is the same on every machine: SplitMix64 (Steele, Lea and Flood, "Fast
-// Splittable Pseudorandom Number Generators", 2014). Streams of one seed are independent.
+// A small stream of random numbers that is the same on every machine, and on the CPU and the GPU: SplitMix64 (Steele,
+// Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014). Streams of one seed are independent, and the
+// n-th number of a stream can be had without those before it: a GPU's threads each take their own.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
+#include "core/host_device.h"
+
 namespace dvt {
 
 class Random {
  public:
-  Random(uint64_t seed, uint64_t stream) : state_(mix(seed) ^ mix(~stream)) {}
+  DVT_HOST_DEVICE_MEMBER Random(uint64_t seed, uint64_t stream) : state_(mix(seed) ^ mix(~stream)) {}
 
-  uint64_t bits() { return mix(state_ += 0x9e3779b97f4a7c15u); }
+  // Leaves out the next n numbers.
+  DVT_HOST_DEVICE_MEMBER void skip(uint64_t n) { state_ += n * kStride; }
+
+  DVT_HOST_DEVICE_MEMBER uint64_t bits() { return mix(state_ += kStride); }
   // In [0, n).
-  int64_t index(int64_t n) {
+  DVT_HOST_DEVICE_MEMBER int64_t index(int64_t n) {
     return static_cast<int64_t>(static_cast<unsigned __int128>(bits()) * static_cast<uint64_t>(n) >> 64);
   }
   // In [0, 1).
-  float uniform() { return static_cast<float>(bits() >> 40) * 0x1p-24f; }
+  DVT_HOST_DEVICE_MEMBER float uniform() { return static_cast<float>(bits() >> 40) * 0x1p-24f; }
   float uniform(float low, float high) { return low + (high - low) * uniform(); }
   // Box and Muller, in double and rounded once.
   float normal() {
@@ -27,7 +33,8 @@ class Random {
   }
 
  private:
-  static uint64_t mix(uint64_t z) {
+  static constexpr uint64_t kStride = 0x9e3779b97f4a7c15u;
+  DVT_HOST_DEVICE_MEMBER static uint64_t mix(uint64_t z) {
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);

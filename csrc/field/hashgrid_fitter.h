@@ -20,25 +20,12 @@
 #include "field/features/features.h"
 #include "field/hash_grid/hash_grid.h"
 #include "field/hash_grid/touched_entries.h"
+#include "field/hashgrid_recipe.h"
 #include "field/loss/loss.h"
 #include "field/mlp/mlp.h"
 #include "field/semantics_field.h"
 
 namespace dvt {
-
-struct HashgridOptions {
-  int64_t steps = 25000, batch = 2048;
-  uint64_t seed = 0;
-  HashGridConfig grid;
-  int64_t hidden_dim = 0, residual_dim = 0;  // 0: C / 2 and C / 4, at least 1
-  double lr = 0.01, lr_final = 0.001;
-  double warmup = 0.1;  // the share of the steps over which the rate rises linearly; then a cosine to lr_final
-  AdamOptions adam;
-  LossWeights loss;
-};
-
-// The learning rate of step 0, 1, ...
-double hashgrid_learning_rate(const HashgridOptions& options, int64_t step);
 
 // The views, which outlive the fitter. The last view is the whole image.
 struct HashgridProblem {
@@ -46,14 +33,6 @@ struct HashgridProblem {
   bool half;             // float16 rather than float32
   const float* coords;   // [V, H, W, 2] in [0, 1]
   int64_t views, height, width, channels;
-};
-
-// All parameters, or their gradients.
-struct HashgridParameters {
-  float* grid;       // [entries, n_features]
-  float* field;      // MLP L * F -> hidden_dim -> C
-  float* artifacts;  // [H * W, C]
-  float* residual;   // MLP C -> residual_dim -> residual_dim -> C
 };
 
 class HashgridFitter {
@@ -90,9 +69,7 @@ class HashgridFitter {
   const std::vector<float>& loss_history() const { return loss_history_; }  // total, one a step taken
 
  private:
-  HashgridFitter(const HashgridOptions& options, const HashgridProblem& problem, const HashGrid& grid,
-                 const MlpShape& field_mlp, const MlpShape& residual_mlp);
-  void initialise();
+  HashgridFitter(const HashgridRecipe& recipe, const HashgridProblem& problem);
   Status check_samples(const int64_t* samples, int64_t count) const;
   void forward_backward(const int64_t* samples, bool second_phase);
   void take_step(const int64_t* samples);
@@ -105,6 +82,7 @@ class HashgridFitter {
     Buffer<float> params, grads, exp_avg, exp_avg_sq;
   };
 
+  HashgridRecipe recipe_;
   HashgridOptions options_;
   HashgridProblem problem_;
   Features features_;
