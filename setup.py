@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.resolve()
 class CMakeBuild(build_ext):
     """Runs CMake for the one extension, `dvt_fast._native`, which brings dvt_fast/lib and dvt_fast/include with it.
 
-    `DVT_FAST_CMAKE_ARGS` adds options.
+    `DVT_FAST_CUDA` (auto, on, off) says whether the CUDA library is built, `DVT_FAST_CUDA_ARCHITECTURES` ("80 90a")
+    for which processors; `DVT_FAST_CMAKE_ARGS` adds options.
     """
 
     def build_extension(self, ext: Extension) -> None:
@@ -25,7 +26,10 @@ class CMakeBuild(build_ext):
             "cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}",
-            "-DDVT_FAST_WERROR=OFF", "-DDVT_FAST_SANITIZE=OFF",  # CMake would keep those of the last build
+            # CMake would keep those of the last build.
+            "-DDVT_FAST_WERROR=OFF", "-DDVT_FAST_SANITIZE=OFF",
+            f"-DDVT_FAST_CUDA={os.environ.get('DVT_FAST_CUDA', 'auto')}",
+            f"-DDVT_FAST_CUDA_ARCHITECTURES={os.environ.get('DVT_FAST_CUDA_ARCHITECTURES', '')}",
             *os.environ.get("DVT_FAST_CMAKE_ARGS", "").split(),
         ]  # fmt: skip
         subprocess.run(configure, check=True)

@@ -42,6 +42,9 @@ _NAMES = {
     "MissingExtraError": "errors",
     "OutputError": "errors",
     "Cancelled": "errors",
+    "UnsupportedError": "errors",
+    "OutOfMemoryError": "errors",
+    "DeviceError": "errors",
 }
 __all__ = ["__version__", *_NAMES]
 
@@ -55,11 +58,14 @@ if TYPE_CHECKING:
     from .engine import Engine as Engine
     from .engine import Session as Session
     from .errors import Cancelled as Cancelled
+    from .errors import DeviceError as DeviceError
     from .errors import DvtError as DvtError
     from .errors import InputError as InputError
     from .errors import MissingExtraError as MissingExtraError
     from .errors import NonFiniteError as NonFiniteError
+    from .errors import OutOfMemoryError as OutOfMemoryError
     from .errors import OutputError as OutputError
+    from .errors import UnsupportedError as UnsupportedError
     from .errors import WeightsError as WeightsError
     from .hash_grid import HashGrid as HashGrid
     from .runtime import backends as backends

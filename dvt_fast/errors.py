@@ -27,3 +27,15 @@ class NonFiniteError(DvtError, ArithmeticError):
 
 class Cancelled(DvtError):
     """A solve was stopped by its progress callback or by the user."""
+
+
+class UnsupportedError(DvtError):
+    """What this build or this machine does not have: a device, a driver, an instruction set."""
+
+
+class OutOfMemoryError(DvtError, MemoryError):
+    """Not enough memory, of the machine or of a device; the message says how much was needed."""
+
+
+class DeviceError(DvtError, RuntimeError):
+    """A device failed in a way that this process cannot recover from: it must be restarted."""

@@ -23,6 +23,9 @@ void raise_if_error(const Status& status) {
     case StatusCode::invalid_argument: type = "InputError"; break;
     case StatusCode::non_finite: type = "NonFiniteError"; break;
     case StatusCode::cancelled: type = "Cancelled"; break;
+    case StatusCode::unsupported: type = "UnsupportedError"; break;
+    case StatusCode::out_of_memory: type = "OutOfMemoryError"; break;
+    case StatusCode::device_failed: type = "DeviceError"; break;
     default: break;
   }
   set_error(type, status.message().c_str());

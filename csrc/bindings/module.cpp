@@ -1,4 +1,5 @@
 #include "bindings/convert.h"
+#include "bindings/device_array.h"
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native core of dvt_fast. Not a public interface: use the functions of the package.";
@@ -12,4 +13,5 @@ PYBIND11_MODULE(_native, m) {
   dvt::bindings::bind_engine(m);
   dvt::bindings::bind_engine_parts(m);
   dvt::bindings::bind_pixels(m);
+  dvt::bindings::bind_cuda(m);
 }

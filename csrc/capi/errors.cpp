@@ -16,6 +16,7 @@ dvt_status code_of(StatusCode code) {
     case StatusCode::unsupported: return DVT_UNSUPPORTED;
     case StatusCode::busy: return DVT_BUSY;
     case StatusCode::out_of_memory: return DVT_OUT_OF_MEMORY;
+    case StatusCode::device_failed: return DVT_DEVICE_FAILED;
     case StatusCode::cancelled:
     case StatusCode::internal: break;
   }
@@ -50,6 +51,7 @@ const char* dvt_status_name(dvt_status status) {
     case DVT_BUSY: return "DVT_BUSY";
     case DVT_OUT_OF_MEMORY: return "DVT_OUT_OF_MEMORY";
     case DVT_INTERNAL: return "DVT_INTERNAL";
+    case DVT_DEVICE_FAILED: return "DVT_DEVICE_FAILED";
     default: return "unknown";
   }
 }

@@ -95,7 +95,8 @@ enum {
   DVT_UNSUPPORTED = 3,      /* asks for what this library or this machine does not have */
   DVT_BUSY = 4,             /* the session runs in another thread */
   DVT_OUT_OF_MEMORY = 5,
-  DVT_INTERNAL = 6 /* a thread that cannot be started; or a bug */
+  DVT_INTERNAL = 6,     /* a thread that cannot be started; or a bug */
+  DVT_DEVICE_FAILED = 7 /* a GPU that this process cannot use any more: it must be restarted */
 };
 
 /* The sentence of the calling thread's last call that failed, "" before the first; a call that succeeds leaves it.

@@ -1,0 +1,183 @@
+// What libdvt_fast_cuda.so exports: the backend, see backend.h.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "cuda/backend.h"
+#include "cuda/op_registry.h"
+#include "cuda/runtime.h"
+
+#if !defined(DVT_CUDA_ARCHITECTURES)
+#define DVT_CUDA_ARCHITECTURES ""
+#endif
+
+namespace dvt::cuda {
+namespace {
+
+constexpr int kOldestMajor = 8;
+
+std::string version_text(int version) {  // CUDA counts 1000 * major + 10 * minor
+  return format(version / 1000, ".", version % 1000 / 10);
+}
+
+// Why there is no device, in one line.
+Status explain_no_devices(cudaError_t error) {
+  cudaGetLastError();
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+  if (error == cudaErrorInsufficientDriver && driver == 0)
+    return Status(StatusCode::unsupported, "no NVIDIA driver was found: install one, or compute with device='cpu'");
+  if (error == cudaErrorInsufficientDriver)
+    return Status(StatusCode::unsupported, format("the NVIDIA driver is too old: it supports CUDA ",
+                                                  version_text(driver), ", and CUDA ", version_text(CUDART_VERSION),
+                                                  " or newer is needed: update the driver, or compute with "
+                                                  "device='cpu'"));
+  if (error == cudaErrorNoDevice || error == cudaSuccess) {
+    const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
+    return Status(StatusCode::unsupported, format("the NVIDIA driver shows no device",
+                                                  visible ? format(" (CUDA_VISIBLE_DEVICES is '", visible, "')") : ""));
+  }
+  return check(error, "finding CUDA devices");
+}
+
+class Library final : public Backend {
+ public:
+  Status devices(std::vector<Device>* out) const override {
+    out->clear();
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess || count == 0) return explain_no_devices(error);
+    for (int i = 0; i < count; ++i) {
+      cudaDeviceProp properties;
+      DVT_CUDA(cudaGetDeviceProperties(&properties, i), "reading the properties of a device");
+      Device device;
+      device.index = i;
+      device.name = properties.name;
+      device.major = properties.major;
+      device.minor = properties.minor;
+      device.memory = static_cast<int64_t>(properties.totalGlobalMem);
+      device.multiprocessors = properties.multiProcessorCount;
+      if (device.major < kOldestMajor)
+        device.problem = format("device ", i, " (", device.name, ") has compute capability ", device.major, ".",
+                                device.minor, ", and ", kOldestMajor, ".0 or newer is needed");
+      out->push_back(std::move(device));
+    }
+    return Status();
+  }
+
+  Status check_device(int index) const override {
+    std::vector<Device> found;
+    DVT_RETURN_IF_ERROR(devices(&found));
+    if (index < 0 || static_cast<size_t>(index) >= found.size())
+      return invalid_argument("device 'cuda:", index, "' does not exist: there ", found.size() == 1 ? "is " : "are ",
+                              found.size(), found.size() == 1 ? " device" : " devices", ", counted from 0");
+    const std::string& problem = found[static_cast<size_t>(index)].problem;
+    return problem.empty() ? Status() : Status(StatusCode::unsupported, problem);
+  }
+
+#if defined(DVT_CUDA_EMULATOR)
+  bool emulated() const override { return true; }
+#else
+  bool emulated() const override { return false; }
+#endif
+
+  std::string runtime_version() const override { return version_text(CUDART_VERSION); }
+  std::string driver_version() const override {
+    int version = 0;
+    return cudaDriverGetVersion(&version) == cudaSuccess && version > 0 ? version_text(version) : "";
+  }
+  std::string architectures() const override { return DVT_CUDA_ARCHITECTURES; }
+
+  Status allocate(int device, int64_t bytes, void** out) const override {
+    *out = nullptr;
+    const DeviceGuard guard(device);
+    DVT_RETURN_IF_ERROR(guard.status());
+    auto memory = std::make_unique<DeviceMemory>();
+    DVT_RETURN_IF_ERROR(memory->allocate(static_cast<size_t>(std::max<int64_t>(1, bytes)), "an array"));
+    *out = memory->detach();
+    return Status();
+  }
+  void release(int device, void* memory) const override {
+    const DeviceGuard guard(device);
+    cudaFree(memory);
+  }
+
+  Status copy(int device, Copy kind, void* to, const void* from, int64_t bytes, void* stream) const override {
+    const DeviceGuard guard(device);
+    DVT_RETURN_IF_ERROR(guard.status());
+    const cudaMemcpyKind direction = kind == Copy::to_device     ? cudaMemcpyHostToDevice
+                                     : kind == Copy::from_device ? cudaMemcpyDeviceToHost
+                                                                 : cudaMemcpyDeviceToDevice;
+    return check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), direction, static_cast<cudaStream_t>(stream)),
+                 "copying");
+  }
+  Status synchronise(int device, void* stream) const override {
+    const DeviceGuard guard(device);
+    DVT_RETURN_IF_ERROR(guard.status());
+    return check(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)), "waiting for the device");
+  }
+  Status device_of(const void* pointer, int* device) const override {
+    cudaPointerAttributes attributes;
+    DVT_CUDA(cudaPointerGetAttributes(&attributes, pointer), "finding where an array lies");
+    const bool on_device = attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+    *device = on_device ? attributes.device : -1;
+    return Status();
+  }
+  Status memory_info(int device, int64_t* free, int64_t* total) const override {
+    const DeviceGuard guard(device);
+    DVT_RETURN_IF_ERROR(guard.status());
+    size_t f = 0, t = 0;
+    DVT_CUDA(cudaMemGetInfo(&f, &t), "reading how much memory is free");
+    *free = static_cast<int64_t>(f);
+    *total = static_cast<int64_t>(t);
+    return Status();
+  }
+
+  std::vector<std::string> ops() const override { return registered_ops(); }
+
+  Status run_op(int device, const std::string& name, std::vector<HostTensor>& tensors, const OpNumbers& numbers,
+                const OpWords& words, int repeat) const override {
+    const OpFunction op = find_op(name);
+    if (!op) return invalid_argument("there is no op '", name, "'");
+    DVT_RETURN_IF_ERROR(check_device(device));
+    const DeviceGuard guard(device);
+    DVT_RETURN_IF_ERROR(guard.status());
+    OpCall call;
+    call.device = device;
+    call.numbers = numbers;
+    call.words = words;
+    std::vector<DeviceBuffer<char>> memory(tensors.size());
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      OpTensor tensor;
+      tensor.type = tensors[i].type;
+      tensor.shape = tensors[i].shape;
+      const int64_t bytes = tensor.count() * op_type_size(tensor.type);
+      DVT_RETURN_IF_ERROR(memory[i].allocate(bytes, "an array of an op"));
+      if (bytes > 0 && tensors[i].is_input) {
+        DVT_RETURN_IF_ERROR(
+            memory[i].upload(static_cast<const char*>(tensors[i].data), bytes, nullptr, "copying an array"));
+      } else if (bytes > 0) {
+        DVT_CUDA(cudaMemsetAsync(memory[i].data(), 0xff, static_cast<size_t>(bytes), nullptr), "filling an array");
+      }
+      tensor.data = memory[i].data();
+      call.tensors[tensors[i].name] = std::move(tensor);
+    }
+    for (int i = 0; i < repeat; ++i) DVT_RETURN_IF_ERROR(op(call));
+    DVT_CUDA(cudaStreamSynchronize(nullptr), name.c_str());
+    for (size_t i = 0; i < tensors.size(); ++i)
+      if (tensors[i].is_output && memory[i].count() > 0)
+        DVT_RETURN_IF_ERROR(
+            memory[i].download(static_cast<char*>(tensors[i].data), memory[i].count(), nullptr, "copying back"));
+    return Status();
+  }
+};
+
+}  // namespace
+}  // namespace dvt::cuda
+
+extern "C" __attribute__((visibility("default"))) const dvt::cuda::Backend* dvt_cuda_backend(int abi) {
+  static const dvt::cuda::Library library;
+  return abi == dvt::cuda::kBackendAbi ? &library : nullptr;
+}
