@@ -24,6 +24,7 @@ struct Launch {
   cudaStream_t stream = nullptr;
   bool overlap = false;      // sm_90: may start before the previous kernel ends, see ptx::wait_for_previous
   bool cooperative = false;  // all blocks run at once, so that they may wait for each other
+  unsigned cluster = 1;      // sm_90: so many blocks along x run at once on neighbouring multiprocessors
 };
 
 namespace detail {
@@ -41,7 +42,7 @@ Status launch(const char* name, void (*kernel)(Params...), const Launch& how, Ar
   config.blockDim = how.block;
   config.dynamicSmemBytes = how.shared_bytes;
   config.stream = how.stream;
-  cudaLaunchAttribute attributes[2];
+  cudaLaunchAttribute attributes[3];
   unsigned count = 0;
   if (how.overlap) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -50,6 +51,12 @@ Status launch(const char* name, void (*kernel)(Params...), const Launch& how, Ar
   if (how.cooperative) {
     attributes[count].id = cudaLaunchAttributeCooperative;
     attributes[count++].val.cooperative = 1;
+  }
+  if (how.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = how.cluster;
+    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+    ++count;
   }
   config.attrs = attributes;
   config.numAttrs = count;
