@@ -153,15 +153,9 @@ void resize_rows(const PixelsKernels& kernels, const Workspace& w, const uint8_t
   }
 }
 
-// Whether Pillow resizes along columns first, as it does since version 13: where the height shrinks by more than twice
-// as many pixels as the width. Older versions never do.
-bool columns_first(const PixelsPlan& plan, const Source& source) {
-  return source.height > plan.height && source.height - plan.height > 2 * (source.width - plan.width);
-}
-
 void resize_uint8(const PixelsPlan& plan, const Source& source, const Workspace& w, float* out) {
   const PixelsKernels& kernels = pixels_kernels();
-  const bool mix_first = columns_first(plan, source);
+  const bool mix_first = pixels_columns_first(plan, source.height, source.width);
   const ResizeAxis& axis = mix_first ? w.same : w.y;
   const int64_t bytes = (source.width - 1) * source.pixel_bytes + kChannels;  // of a row: the last fourth is not ours
   SourceRows source_rows(source, 0, w);

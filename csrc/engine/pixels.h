@@ -21,6 +21,12 @@ constexpr int64_t kMaxPixelsSide = 1 << 16;  // of source and target
 // Refuses sizes that are not from 1 to kMaxPixelsSide, and scales and shifts that are not finite.
 Status check_pixels_plan(const PixelsPlan& plan);
 
+// Whether Pillow resizes uint8 pixels along columns first, as it does since version 13: where the height shrinks by
+// more than twice as many pixels as the width. Older versions never do.
+inline bool pixels_columns_first(const PixelsPlan& plan, int64_t height, int64_t width) {
+  return height > plan.height && height - plan.height > 2 * (width - plan.width);
+}
+
 // Bytes of scratch, 64-byte aligned, for `prepare_pixels`. Its contents are undefined before and after a call.
 size_t pixels_scratch_bytes(const PixelsPlan& plan);
 
