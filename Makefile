@@ -21,7 +21,8 @@ CXX_SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py
 
 WERROR := -DDVT_FAST_WERROR=ON $(DVT_FAST_CMAKE_ARGS)
 
-CXX_FILES = find csrc examples tests -name '*.cpp' -o -name '*.hpp' -o -name '*.c' -o -name '*.h'
+CXX_FILES = find csrc examples tests -name '*.cpp' -o -name '*.hpp' -o -name '*.c' -o -name '*.h' \
+    -o -name '*.cu' -o -name '*.cuh'
 
 ASTRONAUT = $$($(PY) -c 'import skimage; print(skimage.__path__[0])')/data/astronaut.png
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .errors import InputError
+from .errors import DvtError, InputError
 
 
 @dataclass(frozen=True)
@@ -13,8 +13,9 @@ class Backend:
     """One device kind.
 
     available: whether `device=name` works here; reason: why not, or "".
-    instruction_sets: by name, "" where this machine runs it, else why it does not (the processor, the operating
-    system or the build). active: the one in use, "" where none is.
+    instruction_sets: of the CPU, by name, "" where this machine runs it, else why it does not (the processor, the
+    operating system or the build). active: the one in use, "" where none is.
+    devices: of CUDA, a line each. versions: of CUDA, what the library was built with and for, and the driver's.
     """
 
     name: str
@@ -22,27 +23,52 @@ class Backend:
     reason: str = ""
     instruction_sets: dict[str, str] = field(default_factory=dict)
     active: str = ""
+    devices: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def backends() -> list[Backend]:
-    """Every backend that this version knows, the usable ones first.
+    """Every backend that this version knows: "cpu" and "cuda".
 
     The instruction set is the best that runs, or what the environment variable DVT_FAST_ISA names (generic, avx2,
     avx512, neon); a value that cannot be honoured makes the CPU unavailable, with the reason, instead of another
-    choice.
+    choice. CUDA is available where a driver shows a device that the library has code for.
     """
     try:
         from . import _native
     except ImportError as error:
-        return [Backend("cpu", False, f"the native module cannot be loaded: {error}")]
-    sets = {name: _native.isa_problem(name) or "" for name in _native.built_isas()}
+        return [Backend(name, False, f"the native module cannot be loaded: {error}") for name in ("cpu", "cuda")]
+    return [_cpu(_native), _cuda(_native)]
+
+
+def _cpu(native: Any) -> Backend:
+    sets = {name: native.isa_problem(name) or "" for name in native.built_isas()}
     try:
-        return [Backend("cpu", True, "", sets, _native.active_isa())]
-    except Exception as error:
-        return [Backend("cpu", False, str(error), sets)]
+        return Backend("cpu", True, "", sets, native.active_isa())
+    except DvtError as error:
+        return Backend("cpu", False, str(error), sets)
+
+
+def _cuda(native: Any) -> Backend:
+    versions: dict[str, str] = {}
+    try:
+        info = native.cuda_info()
+        versions = {"cuda": info["runtime"], "driver": info["driver"], "architectures": info["architectures"]}
+        if info["emulated"]:
+            versions["emulated"] = "the kernels run on the CPU, for tests"
+        found = native.cuda_devices()
+    except DvtError as error:
+        return Backend("cuda", False, str(error), versions=versions)
+    lines = [
+        f"cuda:{d['index']}: {d['name']}, compute capability {d['capability'][0]}.{d['capability'][1]}, "
+        f"{d['memory'] / 1e9:.0f} GB" + (f"; {d['problem']}" if d["problem"] else "")
+        for d in found
+    ]
+    usable = any(not d["problem"] for d in found)
+    return Backend("cuda", usable, "" if usable else found[0]["problem"], devices=lines, versions=versions)
 
 
 def get_num_threads() -> int:

@@ -123,9 +123,9 @@ def parse_solver_options(texts: Iterable[str] | None, taken: Iterable[str]) -> d
 
 def check_backends() -> None:
     """Raise the reason why the native code cannot compute here, where it cannot."""
-    for backend in backends():
-        if not backend.available:
-            raise DvtError(f"{backend.name}: {backend.reason}")
+    cpu = next(backend for backend in backends() if backend.name == "cpu")
+    if not cpu.available:
+        raise DvtError(f"{cpu.name}: {cpu.reason}")
 
 
 def set_threads(threads: int) -> None:

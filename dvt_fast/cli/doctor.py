@@ -52,7 +52,8 @@ def examine() -> dict[str, Any]:
     packages = {name: _version(name) for name in PACKAGES}
     found = backends()
     usable = any(backend.available for backend in found)
-    problems = [f"{backend.name}: {backend.reason}" for backend in found if not backend.available]
+    # Not having a GPU is no fault, and what it would take is said beside the backend.
+    problems = [f"{backend.name}: {backend.reason}" for backend in found if backend.name == "cpu" and backend.reason]
     missing: dict[str, list[str]] = {}
     for name, (_, extra) in PACKAGES.items():
         if packages[name] is None:
@@ -80,8 +81,10 @@ def _text(report: dict[str, Any]) -> str:
         ("processor", report["processor"]),
     ]
     for backend in report["backends"]:
-        state = f"available, instruction set {backend['active']}" if backend["available"] else "not available"
-        rows.append((backend["name"], state))
+        state = f"available, instruction set {backend['active']}" if backend["active"] else "available"
+        rows.append((backend["name"], state if backend["available"] else f"not available: {backend['reason']}"))
+        rows += [("", line) for line in backend["devices"]]
+        rows += [("", f"{name} {value}") for name, value in backend["versions"].items() if value]
         for name, problem in backend["instruction_sets"].items():
             rows.append(("", f"{name}: {problem or ('in use' if name == backend['active'] else 'runs here')}"))
     rows.append(("threads", str(report["threads"] or "-")))
