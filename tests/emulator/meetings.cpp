@@ -1,0 +1,203 @@
+// Where threads meet: collective operations of warps and warpgroups, and barriers of blocks. The functions of
+// emulator/execution.h.
+#include <cstring>
+
+#include "scheduler.h"
+
+namespace emulator {
+
+void warp_collective(uint32_t mask, WarpFunction compute, void* arguments, const char* name) {
+  Scheduler& scheduler = *Scheduler::current();
+  Thread& thread = scheduler.thread();
+  Warp& warp = *thread.warp;
+  const unsigned lane = thread.number % 32;
+  if (!(mask >> lane & 1)) {
+    char text[64];
+    std::snprintf(text, sizeof text, ": the mask 0x%08x lacks the lane that calls, %u", mask, lane);
+    scheduler.fail(cudaErrorIllegalInstruction, name + std::string(text));
+  }
+  Meeting* meeting = nullptr;
+  Meeting* unused = nullptr;
+  for (Meeting& m : warp.meetings) {
+    if (m.compute == compute && m.mask == mask) meeting = &m;
+    if (!m.compute) unused = &m;
+  }
+  if (!meeting) {
+    if (!unused) {
+      warp.meetings.emplace_back();
+      unused = &warp.meetings.back();
+    }
+    meeting = unused;
+    meeting->compute = compute;
+    meeting->mask = mask;
+    meeting->arrived = 0;
+    std::memset(meeting->arguments, 0, sizeof meeting->arguments);
+  }
+  meeting->arguments[lane] = arguments;
+  meeting->arrived |= 1u << lane;
+  if (meeting->arrived != (mask & warp.alive)) {
+    scheduler.block_running(name, mask);
+    return;
+  }
+  compute(meeting->arguments, meeting->arrived);
+  meeting->compute = nullptr;
+  scheduler.make_ready(warp, meeting->arrived);
+  scheduler.reschedule();
+}
+
+// After a lane has ended: the others no longer wait for it.
+void Scheduler::complete_meetings(Warp& warp) {
+  for (Meeting& meeting : warp.meetings)
+    if (meeting.compute && meeting.arrived == (meeting.mask & warp.alive)) {
+      meeting.compute(meeting.arguments, meeting.arrived);
+      meeting.compute = nullptr;
+      make_ready(warp, meeting.arrived);
+    }
+}
+
+void warpgroup_collective(WarpgroupFunction compute, void* arguments, const char* name) {
+  Scheduler& scheduler = *Scheduler::current();
+  Thread& thread = scheduler.thread();
+  Block& block = *thread.block;
+  Warpgroup& group = block.warpgroups[thread.number / 128];
+  if (group.arrived == 0) group.compute = compute;
+  if (group.compute != compute)
+    scheduler.fail(cudaErrorIllegalInstruction, name + std::string(": other warps of the warpgroup are elsewhere"));
+  group.arguments[thread.number % 128] = arguments;
+  if (++group.arrived < 128) {
+    scheduler.block_running(name, 0);
+    return;
+  }
+  compute(group.arguments);
+  group.arrived = 0;
+  for (unsigned w = 0; w < 4; ++w) {
+    Warp& warp = block.warps[thread.number / 128 * 4 + w];
+    scheduler.make_ready(warp, warp.alive);
+  }
+  scheduler.reschedule();
+}
+
+void Scheduler::open_if_complete(Block& block, Barrier& barrier) {
+  if (barrier.expected < 0) return;
+  const int expected = barrier.expected ? barrier.expected : static_cast<int>(block.alive);
+  if (barrier.arrived < expected) return;
+  barrier.result = barrier.vote == BlockVote::all   ? barrier.votes == barrier.arrived
+                   : barrier.vote == BlockVote::any ? barrier.votes > 0
+                                                    : barrier.votes;
+  barrier.expected = -1;
+  barrier.arrived = 0;
+  barrier.votes = 0;
+  for (Thread* thread : barrier.waiting) make_ready(*thread);
+  barrier.waiting.clear();
+}
+
+namespace {
+
+Barrier& arrive(int id, int threads, BlockVote vote, const char* name) {
+  Scheduler& scheduler = *Scheduler::current();
+  if (id < 0 || id > 15 || threads < 0 || threads % 32)
+    scheduler.fail(cudaErrorIllegalInstruction, name + std::string(": barrier ") + std::to_string(id) + " of " +
+                                                    std::to_string(threads) + " threads, expected 0 to 15, and warps");
+  Barrier& barrier = scheduler.thread().block->barriers[static_cast<size_t>(id)];
+  if (barrier.expected < 0) {
+    barrier.expected = threads;
+    barrier.vote = vote;
+  }
+  if (barrier.expected != threads || barrier.vote != vote)
+    scheduler.fail(cudaErrorIllegalInstruction, name + std::string(": threads come to barrier ") + std::to_string(id) +
+                                                    " with other counts of threads, or other votes");
+  ++barrier.arrived;
+  return barrier;
+}
+
+}  // namespace
+
+void barrier_sync(int id, int threads, const char* name) {
+  Scheduler& scheduler = *Scheduler::current();
+  Barrier& barrier = arrive(id, threads, BlockVote::none, name);
+  Thread& thread = scheduler.thread();
+  barrier.waiting.push_back(&thread);
+  thread.warp->ready &= ~(1u << thread.number % 32);
+  thread.waits_for = name;
+  thread.waits_mask = 0;
+  thread.waits_key = &barrier;
+  scheduler.open_if_complete(*thread.block, barrier);
+  scheduler.reschedule();
+}
+
+void barrier_arrive(int id, int threads) {
+  Scheduler& scheduler = *Scheduler::current();
+  Barrier& barrier = arrive(id, threads, BlockVote::none, "bar.arrive");
+  scheduler.open_if_complete(*scheduler.thread().block, barrier);
+}
+
+int barrier_vote(BlockVote vote, bool predicate) {
+  Scheduler& scheduler = *Scheduler::current();
+  Barrier& barrier = arrive(0, 0, vote, "__syncthreads with a vote");
+  barrier.votes += predicate;
+  Thread& thread = scheduler.thread();
+  barrier.waiting.push_back(&thread);
+  thread.warp->ready &= ~(1u << thread.number % 32);
+  thread.waits_for = "__syncthreads with a vote";
+  thread.waits_mask = 0;
+  thread.waits_key = &barrier;
+  scheduler.open_if_complete(*thread.block, barrier);
+  scheduler.reschedule();
+  return barrier.result;
+}
+
+void pause() { Scheduler::current()->spin(); }
+void park(const void* key, const char* name) { Scheduler::current()->park(key, name); }
+void wake(const void* key) { Scheduler::current()->wake(key); }
+void defer(std::function<void()> operation) { Scheduler::current()->defer(std::move(operation)); }
+void fail(cudaError_t error, const std::string& message) { Scheduler::current()->fail(error, message); }
+
+char* shared_memory() { return Scheduler::current()->block().shared; }
+size_t shared_bytes() { return Scheduler::current()->block().shared_bytes; }
+
+void check_aligned(const void* p, size_t alignment, const char* name) {
+  if (reinterpret_cast<uintptr_t>(p) % alignment)
+    fail(cudaErrorMisalignedAddress,
+         name + std::string(": an address is not a multiple of ") + std::to_string(alignment));
+}
+
+uint32_t on_shared(const void* p, size_t bytes, size_t alignment, const char* name) {
+  const Block& block = Scheduler::current()->block();
+  const char* at = static_cast<const char*>(p);
+  if (at < block.shared || at + bytes > block.shared + block.shared_bytes)
+    fail(cudaErrorIllegalAddress, name + std::string(": ") + std::to_string(bytes) + " bytes at offset " +
+                                      std::to_string(at - block.shared) + " of " + std::to_string(block.shared_bytes) +
+                                      " bytes of shared memory");
+  check_aligned(p, alignment, name);
+  return static_cast<uint32_t>(at - block.shared);
+}
+
+unsigned thread_in_block() { return Scheduler::current()->thread().number; }
+uint32_t alive_lanes() { return Scheduler::current()->thread().warp->alive; }
+std::shared_ptr<void>& block_state(const void* type) { return Scheduler::current()->block().states[type]; }
+
+// The destination is poisoned at once, and written when it is waited for: the earliest and the latest that may happen.
+void copy_async(void* to, const void* from, size_t bytes, bool valid) {
+  on_shared(to, bytes, bytes, "cp.async");
+  if (valid) check_aligned(from, bytes, "cp.async");
+  Thread& thread = Scheduler::current()->thread();
+  std::memset(to, 0xff, bytes);
+  thread.copies.push_back({to, from, static_cast<uint32_t>(bytes), valid, thread.copy_group});
+}
+
+void copy_async_commit() { ++Scheduler::current()->thread().copy_group; }
+
+void copy_async_wait(uint64_t pending) {
+  Thread& thread = Scheduler::current()->thread();
+  size_t n = 0;
+  for (; n < thread.copies.size() && thread.copies[n].group + pending < thread.copy_group; ++n) {
+    const Copy& copy = thread.copies[n];
+    if (copy.valid)
+      std::memcpy(copy.to, copy.from, copy.bytes);
+    else
+      std::memset(copy.to, 0, copy.bytes);
+  }
+  thread.copies.erase(thread.copies.begin(), thread.copies.begin() + static_cast<std::ptrdiff_t>(n));
+}
+
+}  // namespace emulator

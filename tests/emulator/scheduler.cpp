@@ -1,0 +1,272 @@
+// Who runs next, and what happens when a thread ends or nobody can go on.
+#include "scheduler.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "settings.h"
+
+EMULATOR_THREAD_LOCAL uint3 threadIdx;
+EMULATOR_THREAD_LOCAL uint3 blockIdx;
+EMULATOR_THREAD_LOCAL uint3 blockDim;
+EMULATOR_THREAD_LOCAL uint3 gridDim;
+
+namespace emulator {
+namespace {
+
+EMULATOR_THREAD_LOCAL Scheduler* scheduler;
+
+std::string text_of(uint3 v) {
+  return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ")";
+}
+
+}  // namespace
+
+Scheduler* Scheduler::current() { return scheduler; }
+
+Scheduler::~Scheduler() {
+  for (auto& block : blocks_) std::free(block->shared);
+}
+
+void Scheduler::prepare(Block& block, uint3 index, size_t first_stack) {
+  const dim3& shape = kernel_.block;
+  const unsigned count = shape.x * shape.y * shape.z, warps = (count + 31) / 32;
+  block.index = index;
+  block.thread_count = block.alive = count;
+  if (!block.shared) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 1024, kernel_.shared_bytes)) throw std::bad_alloc();
+    block.shared = static_cast<char*>(memory);
+    block.shared_bytes = kernel_.shared_bytes;
+    block.threads.resize(count);
+    block.warps.resize(warps);
+  }
+  std::memset(block.shared, 0xff, block.shared_bytes);
+  block.barriers = {};
+  block.warpgroups.assign((warps + 3) / 4, {});
+  block.states.clear();
+  for (unsigned w = 0; w < warps; ++w) {
+    Warp& warp = block.warps[w];
+    warp.block = &block;
+    warp.first = w * 32;
+    warp.alive = count - w * 32 >= 32 ? ~0u : (1u << (count - w * 32)) - 1;
+    warp.ready = 0;
+    warp.listed = false;
+    warp.meetings.clear();
+    make_ready(warp, warp.alive);
+  }
+  for (unsigned i = 0; i < count; ++i) {
+    Thread& thread = block.threads[i];
+    thread.index = {i % shape.x, i / shape.x % shape.y, i / (shape.x * shape.y)};
+    thread.number = i;
+    thread.block = &block;
+    thread.warp = &block.warps[i / 32];
+    thread.waits_for = nullptr;
+    thread.copies.clear();
+    thread.copy_group = 0;
+    stacks_.prepare(first_stack + i, thread.fiber, entry);
+  }
+  alive_ += count;
+}
+
+Failure Scheduler::run(const std::vector<uint3>& blocks, uint64_t seed) {
+  Scheduler* const before = scheduler;
+  scheduler = this;
+  random_ = Random(seed);
+  blockDim = kernel_.block;
+  gridDim = kernel_.grid;
+  listed_.clear();
+  parked_.clear();
+  deferred_.clear();
+  deferred_block_ = nullptr;
+  alive_ = 0;
+  spins_ = 0;
+  size_t stack = 0;
+  while (blocks_.size() < blocks.size()) blocks_.push_back(std::make_unique<Block>());
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    prepare(*blocks_[b], blocks[b], stack);
+    stack += blocks_[b]->thread_count;
+  }
+  running_ = nullptr;
+  Thread* first = next();
+  enter(*first);
+  switch_fiber(host_, first->fiber);
+  while (!failure_.error && run_deferred()) {
+  }
+  running_ = nullptr;
+  scheduler = before;
+  return failure_;
+}
+
+void Scheduler::entry() {
+  fiber_started(scheduler->host_);
+  scheduler->kernel_.body();
+  scheduler->thread_ends();
+}
+
+void Scheduler::make_ready(Warp& warp, uint32_t lanes) {
+  warp.ready |= lanes;
+  spins_ = 0;
+  if (!warp.listed) {
+    warp.listed = true;
+    listed_.push_back(&warp);
+  }
+}
+
+void Scheduler::enter(Thread& thread) {
+  running_ = &thread;
+  thread.waits_for = nullptr;
+  threadIdx = thread.index;
+  blockIdx = thread.block->index;
+}
+
+// A lane that is ready, from a random one on.
+Thread* Scheduler::pick(Warp& warp) {
+  const unsigned turn = random_.next() & 31;
+  const uint32_t turned = warp.ready >> turn | (turn ? warp.ready << (32 - turn) : 0);
+  return &warp.thread((static_cast<unsigned>(__builtin_ctz(turned)) + turn) & 31);
+}
+
+// Mostly of the same warp, whose stacks are in the cache; now and then, and when it has to be, of another one. Null: no
+// thread can go on.
+Thread* Scheduler::next(bool any_warp) {
+  if (!any_warp && running_ && running_->warp->ready && random_.below(16)) return pick(*running_->warp);
+  if (!deferred_.empty() && random_.below(4) == 0) run_deferred();
+  for (;;) {
+    while (!listed_.empty()) {
+      const size_t i = random_.below(static_cast<uint32_t>(listed_.size()));
+      if (listed_[i]->ready) return pick(*listed_[i]);
+      listed_[i]->listed = false;
+      listed_[i] = listed_.back();
+      listed_.pop_back();
+    }
+    if (!run_deferred()) return nullptr;
+  }
+}
+
+void Scheduler::reschedule() {
+  Thread* const from = running_;
+  Thread* const to = next();
+  if (!to) deadlock();
+  if (to == from) {
+    from->waits_for = nullptr;
+    return;
+  }
+  enter(*to);
+  switch_fiber(from->fiber, to->fiber);
+}
+
+void Scheduler::block_running(const char* name, uint32_t mask, const void* key) {
+  Thread& thread = *running_;
+  thread.waits_for = name;
+  thread.waits_mask = mask;
+  thread.waits_key = key;
+  thread.warp->ready &= ~(1u << thread.number % 32);
+  reschedule();
+}
+
+void Scheduler::thread_ends() {
+  Thread& thread = *running_;
+  Warp& warp = *thread.warp;
+  const uint32_t bit = 1u << thread.number % 32;
+  warp.ready &= ~bit;
+  warp.alive &= ~bit;
+  --thread.block->alive;
+  --alive_;
+  spins_ = 0;
+  complete_meetings(warp);
+  open_if_complete(*thread.block, thread.block->barriers[0]);
+  Thread* const to = alive_ ? next() : nullptr;
+  if (!to) {
+    if (alive_) deadlock();
+    switch_fiber(thread.fiber, host_, true);
+  } else {
+    enter(*to);
+    switch_fiber(thread.fiber, to->fiber, true);
+  }
+  __builtin_unreachable();
+}
+
+void Scheduler::defer(std::function<void()> operation) { deferred_.push_back({&block(), std::move(operation)}); }
+
+bool Scheduler::run_deferred() {
+  if (deferred_.empty() || deferred_block_) return false;
+  const size_t i = random_.below(static_cast<uint32_t>(deferred_.size()));
+  const Deferred operation = std::move(deferred_[i]);
+  deferred_.erase(deferred_.begin() + static_cast<std::ptrdiff_t>(i));
+  deferred_block_ = operation.block;
+  operation.run();
+  deferred_block_ = nullptr;
+  return true;
+}
+
+void Scheduler::park(const void* key, const char* name) {
+  parked_.push_back(running_);
+  block_running(name, 0, key);
+}
+
+void Scheduler::wake(const void* key) {
+  for (size_t i = parked_.size(); i-- > 0;)
+    if (parked_[i]->waits_key == key) {
+      Thread* thread = parked_[i];
+      parked_[i] = parked_.back();
+      parked_.pop_back();
+      make_ready(*thread);
+    }
+}
+
+void Scheduler::spin() {
+  using std::chrono::steady_clock;
+  if (spins_++ == 0) spins_since_ = steady_clock::now();
+  if (spins_ % 4096 == 0 &&
+      std::chrono::duration<double>(steady_clock::now() - spins_since_).count() > setting("DVT_EMULATOR_TIMEOUT", 20))
+    fail(cudaErrorLaunchTimeout, "threads spin and nothing else happens");
+  if (!deferred_.empty() && random_.below(4) == 0) run_deferred();
+  Thread* const from = running_;
+  from->waits_for = "a spin loop";
+  Thread* const to = next(true);
+  if (to == from) return;
+  enter(*to);
+  switch_fiber(from->fiber, to->fiber);
+}
+
+void Scheduler::fail(cudaError_t error, const std::string& message) {
+  std::string where = "kernel " + function_name(kernel_.function);
+  if (running_)
+    where += ", block " + text_of(block().index) + (deferred_block_ ? ", asynchronous operation" : "") +
+             (deferred_block_ ? "" : ", thread " + text_of(running_->index));
+  failure_ = {error, where + ": " + message};
+  Thread* const from = running_;
+  deferred_block_ = nullptr;
+  switch_fiber(from->fiber, host_);
+  __builtin_unreachable();
+}
+
+// Lanes that wait for the same are named together.
+void Scheduler::deadlock() {
+  std::string message = "threads wait for others that never come:";
+  unsigned lines = 0;
+  for (const auto& block : blocks_)
+    for (Warp& warp : block->warps)
+      for (uint32_t rest = warp.alive; rest && lines < 24;) {
+        const Thread& first = warp.thread(static_cast<unsigned>(__builtin_ctz(rest)));
+        uint32_t same = 0;
+        for (unsigned lane = 0; lane < 32; ++lane)
+          if (rest >> lane & 1 && warp.thread(lane).waits_for == first.waits_for &&
+              warp.thread(lane).waits_mask == first.waits_mask && warp.thread(lane).waits_key == first.waits_key)
+            same |= 1u << lane;
+        rest &= ~same;
+        char line[200];
+        std::snprintf(line, sizeof line, "\n  block %s warp %u: lanes 0x%08x at %s", text_of(block->index).c_str(),
+                      warp.first / 32, same, first.waits_for ? first.waits_for : "nothing");
+        message += line;
+        if (first.waits_mask) {
+          std::snprintf(line, sizeof line, " of lanes 0x%08x", first.waits_mask);
+          message += line;
+        }
+        if (++lines == 24) message += "\n  ...";
+      }
+  fail(cudaErrorLaunchFailure, message);
+}
+
+}  // namespace emulator
