@@ -37,7 +37,8 @@ emulator_switch:
   popq %r12
   popq %rbx
   popq %rbp
-  ret
+  popq %rdx
+  jmpq *%rdx  # a ret would be predicted to go where this fiber was called from
 .size emulator_switch, .-emulator_switch
 )");
 namespace {
@@ -77,13 +78,13 @@ emulator_switch:
   ldp x23, x24, [sp, #32]
   ldp x25, x26, [sp, #48]
   ldp x27, x28, [sp, #64]
-  ldp x29, x30, [sp, #80]
+  ldp x29, x9, [sp, #80]
   ldp d8, d9, [sp, #96]
   ldp d10, d11, [sp, #112]
   ldp d12, d13, [sp, #128]
   ldp d14, d15, [sp, #144]
   add sp, sp, #160
-  ret
+  br x9
 .size emulator_switch, .-emulator_switch
 )");
 namespace {

@@ -63,13 +63,19 @@ cudaError_t run_kernel(const Kernel& kernel) {
   const uint64_t seed = static_cast<uint64_t>(setting("DVT_EMULATOR_SEED", 0)) * 1000003 + launches++;
   const size_t blocks = static_cast<size_t>(kernel.grid.x) * kernel.grid.y * kernel.grid.z;
   const size_t threads = static_cast<size_t>(kernel.block.x) * kernel.block.y * kernel.block.z;
+  // The blocks of a cluster stay together.
   std::vector<uint3> order(blocks);
+  std::vector<unsigned> firsts(blocks / kernel.cluster);
   Random random(seed);
+  for (size_t c = 0; c < firsts.size(); ++c) {
+    const size_t j = random.below(static_cast<uint32_t>(c + 1));
+    firsts[c] = firsts[j];
+    firsts[j] = static_cast<unsigned>(c * kernel.cluster);
+  }
   for (size_t b = 0; b < blocks; ++b) {
-    const unsigned i = static_cast<unsigned>(b), x = kernel.grid.x, y = kernel.grid.y;
-    const size_t j = random.below(i + 1);
-    order[b] = order[j];
-    order[j] = {i % x, i / x % y, i / x / y};
+    const unsigned i = firsts[b / kernel.cluster] + static_cast<unsigned>(b % kernel.cluster);
+    const unsigned x = kernel.grid.x, y = kernel.grid.y;
+    order[b] = {i % x, i / x % y, i / x / y};
   }
 
   std::atomic<size_t> next{0};
@@ -95,10 +101,10 @@ cudaError_t run_kernel(const Kernel& kernel) {
   if (kernel.cooperative) {
     work(blocks);
   } else {
-    const size_t workers = std::min(blocks, static_cast<size_t>(setting("DVT_EMULATOR_THREADS", 1)));
+    const size_t workers = std::min(firsts.size(), static_cast<size_t>(setting("DVT_EMULATOR_THREADS", 1)));
     std::vector<std::thread> others;
-    for (size_t i = 1; i < workers; ++i) others.emplace_back(work, 1);
-    work(1);
+    for (size_t i = 1; i < workers; ++i) others.emplace_back(work, kernel.cluster);
+    work(kernel.cluster);
     for (std::thread& other : others) other.join();
   }
   if (failure.error) std::fprintf(stderr, "emulator: %s\n", failure.message.c_str());

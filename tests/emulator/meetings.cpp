@@ -7,52 +7,7 @@
 namespace emulator {
 
 void warp_collective(uint32_t mask, WarpFunction compute, void* arguments, const char* name) {
-  Scheduler& scheduler = *Scheduler::current();
-  Thread& thread = scheduler.thread();
-  Warp& warp = *thread.warp;
-  const unsigned lane = thread.number % 32;
-  if (!(mask >> lane & 1)) {
-    char text[64];
-    std::snprintf(text, sizeof text, ": the mask 0x%08x lacks the lane that calls, %u", mask, lane);
-    scheduler.fail(cudaErrorIllegalInstruction, name + std::string(text));
-  }
-  Meeting* meeting = nullptr;
-  Meeting* unused = nullptr;
-  for (Meeting& m : warp.meetings) {
-    if (m.compute == compute && m.mask == mask) meeting = &m;
-    if (!m.compute) unused = &m;
-  }
-  if (!meeting) {
-    if (!unused) {
-      warp.meetings.emplace_back();
-      unused = &warp.meetings.back();
-    }
-    meeting = unused;
-    meeting->compute = compute;
-    meeting->mask = mask;
-    meeting->arrived = 0;
-    std::memset(meeting->arguments, 0, sizeof meeting->arguments);
-  }
-  meeting->arguments[lane] = arguments;
-  meeting->arrived |= 1u << lane;
-  if (meeting->arrived != (mask & warp.alive)) {
-    scheduler.block_running(name, mask);
-    return;
-  }
-  compute(meeting->arguments, meeting->arrived);
-  meeting->compute = nullptr;
-  scheduler.make_ready(warp, meeting->arrived);
-  scheduler.reschedule();
-}
-
-// After a lane has ended: the others no longer wait for it.
-void Scheduler::complete_meetings(Warp& warp) {
-  for (Meeting& meeting : warp.meetings)
-    if (meeting.compute && meeting.arrived == (meeting.mask & warp.alive)) {
-      meeting.compute(meeting.arguments, meeting.arrived);
-      meeting.compute = nullptr;
-      make_ready(warp, meeting.arrived);
-    }
+  Scheduler::current()->warp_collective(mask, compute, arguments, name);
 }
 
 void warpgroup_collective(WarpgroupFunction compute, void* arguments, const char* name) {
@@ -60,6 +15,8 @@ void warpgroup_collective(WarpgroupFunction compute, void* arguments, const char
   Thread& thread = scheduler.thread();
   Block& block = *thread.block;
   Warpgroup& group = block.warpgroups[thread.number / 128];
+  if (thread.number / 128 * 128 + 128 > block.thread_count)
+    scheduler.fail(cudaErrorIllegalInstruction, name + std::string(": the block has no whole warpgroup here"));
   if (group.arrived == 0) group.compute = compute;
   if (group.compute != compute)
     scheduler.fail(cudaErrorIllegalInstruction, name + std::string(": other warps of the warpgroup are elsewhere"));
@@ -74,13 +31,19 @@ void warpgroup_collective(WarpgroupFunction compute, void* arguments, const char
     Warp& warp = block.warps[thread.number / 128 * 4 + w];
     scheduler.make_ready(warp, warp.alive);
   }
-  scheduler.reschedule();
+  scheduler.reschedule(true);
+}
+
+int Scheduler::expected_at(const Block& block, const Barrier& barrier) const {
+  if (barrier.expected > 0) return barrier.expected;
+  if (&barrier != &block.cluster_barrier) return static_cast<int>(block.alive);
+  unsigned alive = 0;
+  for (unsigned rank = 0; rank < kernel_.cluster; ++rank) alive += block.cluster[rank]->alive;
+  return static_cast<int>(alive);
 }
 
 void Scheduler::open_if_complete(Block& block, Barrier& barrier) {
-  if (barrier.expected < 0) return;
-  const int expected = barrier.expected ? barrier.expected : static_cast<int>(block.alive);
-  if (barrier.arrived < expected) return;
+  if (barrier.expected < 0 || barrier.arrived < expected_at(block, barrier)) return;
   barrier.result = barrier.vote == BlockVote::all   ? barrier.votes == barrier.arrived
                    : barrier.vote == BlockVote::any ? barrier.votes > 0
                                                     : barrier.votes;
@@ -89,6 +52,18 @@ void Scheduler::open_if_complete(Block& block, Barrier& barrier) {
   barrier.votes = 0;
   for (Thread* thread : barrier.waiting) make_ready(*thread);
   barrier.waiting.clear();
+}
+
+// The running thread, which has been counted.
+void Scheduler::wait_at(Block& block, Barrier& barrier, const char* name) {
+  Thread& thread = *running_;
+  barrier.waiting.push_back(&thread);
+  thread.warp->ready &= ~(1u << thread.number % 32);
+  thread.waits_for = name;
+  thread.waits_mask = 0;
+  thread.waits_key = &barrier;
+  open_if_complete(block, barrier);
+  reschedule(barrier.waiting.empty());
 }
 
 namespace {
@@ -113,16 +88,9 @@ Barrier& arrive(int id, int threads, BlockVote vote, const char* name) {
 }  // namespace
 
 void barrier_sync(int id, int threads, const char* name) {
-  Scheduler& scheduler = *Scheduler::current();
   Barrier& barrier = arrive(id, threads, BlockVote::none, name);
-  Thread& thread = scheduler.thread();
-  barrier.waiting.push_back(&thread);
-  thread.warp->ready &= ~(1u << thread.number % 32);
-  thread.waits_for = name;
-  thread.waits_mask = 0;
-  thread.waits_key = &barrier;
-  scheduler.open_if_complete(*thread.block, barrier);
-  scheduler.reschedule();
+  Scheduler& scheduler = *Scheduler::current();
+  scheduler.wait_at(*scheduler.thread().block, barrier, name);
 }
 
 void barrier_arrive(int id, int threads) {
@@ -132,18 +100,35 @@ void barrier_arrive(int id, int threads) {
 }
 
 int barrier_vote(BlockVote vote, bool predicate) {
-  Scheduler& scheduler = *Scheduler::current();
-  Barrier& barrier = arrive(0, 0, vote, "__syncthreads with a vote");
+  constexpr char kName[] = "__syncthreads with a vote";
+  Barrier& barrier = arrive(0, 0, vote, kName);
   barrier.votes += predicate;
-  Thread& thread = scheduler.thread();
-  barrier.waiting.push_back(&thread);
-  thread.warp->ready &= ~(1u << thread.number % 32);
-  thread.waits_for = "__syncthreads with a vote";
-  thread.waits_mask = 0;
-  thread.waits_key = &barrier;
-  scheduler.open_if_complete(*thread.block, barrier);
-  scheduler.reschedule();
+  Scheduler& scheduler = *Scheduler::current();
+  scheduler.wait_at(*scheduler.thread().block, barrier, kName);
   return barrier.result;
+}
+
+unsigned cluster_rank() { return Scheduler::current()->block().rank; }
+unsigned cluster_blocks() { return Scheduler::current()->kernel().cluster; }
+
+void cluster_sync() {
+  Scheduler& scheduler = *Scheduler::current();
+  Block& first = **scheduler.block().cluster;
+  first.cluster_barrier.expected = 0;
+  ++first.cluster_barrier.arrived;
+  scheduler.wait_at(first, first.cluster_barrier, "barrier.cluster");
+}
+
+void* in_cluster(const void* p, unsigned rank, size_t bytes, size_t alignment, const char* name) {
+  Scheduler& scheduler = *Scheduler::current();
+  const uint32_t offset = on_shared(p, bytes, alignment, name);
+  if (rank >= scheduler.kernel().cluster)
+    fail(cudaErrorIllegalAddress, name + std::string(": block ") + std::to_string(rank) + " of a cluster of " +
+                                      std::to_string(scheduler.kernel().cluster));
+  const Block& block = *scheduler.block().cluster[rank];
+  if (block.alive == 0)
+    fail(cudaErrorIllegalAddress, name + std::string(": block ") + std::to_string(rank) + " of the cluster has ended");
+  return block.shared + offset;
 }
 
 void pause() { Scheduler::current()->spin(); }

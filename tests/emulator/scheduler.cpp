@@ -1,6 +1,7 @@
 // Who runs next, and what happens when a thread ends or nobody can go on.
 #include "scheduler.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
@@ -12,17 +13,8 @@ EMULATOR_THREAD_LOCAL uint3 blockDim;
 EMULATOR_THREAD_LOCAL uint3 gridDim;
 
 namespace emulator {
-namespace {
 
-EMULATOR_THREAD_LOCAL Scheduler* scheduler;
-
-std::string text_of(uint3 v) {
-  return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ")";
-}
-
-}  // namespace
-
-Scheduler* Scheduler::current() { return scheduler; }
+EMULATOR_THREAD_LOCAL Scheduler* Scheduler::current_;
 
 Scheduler::~Scheduler() {
   for (auto& block : blocks_) std::free(block->shared);
@@ -70,8 +62,8 @@ void Scheduler::prepare(Block& block, uint3 index, size_t first_stack) {
 }
 
 Failure Scheduler::run(const std::vector<uint3>& blocks, uint64_t seed) {
-  Scheduler* const before = scheduler;
-  scheduler = this;
+  Scheduler* const before = current_;
+  current_ = this;
   random_ = Random(seed);
   blockDim = kernel_.block;
   gridDim = kernel_.grid;
@@ -87,21 +79,27 @@ Failure Scheduler::run(const std::vector<uint3>& blocks, uint64_t seed) {
     prepare(*blocks_[b], blocks[b], stack);
     stack += blocks_[b]->thread_count;
   }
-  running_ = nullptr;
-  Thread* first = next();
-  enter(*first);
-  switch_fiber(host_, first->fiber);
-  while (!failure_.error && run_deferred()) {
+  in_clusters_.clear();
+  for (size_t b = 0; b < blocks.size(); ++b) in_clusters_.push_back(blocks_[b].get());
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    blocks_[b]->rank = static_cast<unsigned>(b % kernel_.cluster);
+    blocks_[b]->cluster = &in_clusters_[b - b % kernel_.cluster];
   }
   running_ = nullptr;
-  scheduler = before;
+  Thread* first = next(true);
+  enter(*first);
+  switch_fiber(host_, first->fiber);
+  while (!failure_.error && run_deferred(true)) {
+  }
+  running_ = nullptr;
+  current_ = before;
   return failure_;
 }
 
 void Scheduler::entry() {
-  fiber_started(scheduler->host_);
-  scheduler->kernel_.body();
-  scheduler->thread_ends();
+  fiber_started(current_->host_);
+  current_->kernel_.body();
+  current_->thread_ends();
 }
 
 void Scheduler::make_ready(Warp& warp, uint32_t lanes) {
@@ -127,11 +125,10 @@ Thread* Scheduler::pick(Warp& warp) {
   return &warp.thread((static_cast<unsigned>(__builtin_ctz(turned)) + turn) & 31);
 }
 
-// Mostly of the same warp, whose stacks are in the cache; now and then, and when it has to be, of another one. Null: no
-// thread can go on.
+// Null: no thread can go on.
 Thread* Scheduler::next(bool any_warp) {
-  if (!any_warp && running_ && running_->warp->ready && random_.below(16)) return pick(*running_->warp);
-  if (!deferred_.empty() && random_.below(4) == 0) run_deferred();
+  if (!any_warp && running_->warp->ready) return pick(*running_->warp);
+  if (!deferred_.empty() && random_.below(4) == 0) run_deferred(false);
   for (;;) {
     while (!listed_.empty()) {
       const size_t i = random_.below(static_cast<uint32_t>(listed_.size()));
@@ -140,13 +137,13 @@ Thread* Scheduler::next(bool any_warp) {
       listed_[i] = listed_.back();
       listed_.pop_back();
     }
-    if (!run_deferred()) return nullptr;
+    if (!run_deferred(true)) return nullptr;
   }
 }
 
-void Scheduler::reschedule() {
+void Scheduler::reschedule(bool any_warp) {
   Thread* const from = running_;
-  Thread* const to = next();
+  Thread* const to = next(any_warp);
   if (!to) deadlock();
   if (to == from) {
     from->waits_for = nullptr;
@@ -156,13 +153,60 @@ void Scheduler::reschedule() {
   switch_fiber(from->fiber, to->fiber);
 }
 
+void Scheduler::warp_collective(uint32_t mask, WarpFunction compute, void* arguments, const char* name) {
+  Warp& warp = *running_->warp;
+  const unsigned lane = running_->number % 32;
+  if (!(mask >> lane & 1)) {
+    char text[64];
+    std::snprintf(text, sizeof text, ": the mask 0x%08x lacks the lane that calls, %u", mask, lane);
+    fail(cudaErrorIllegalInstruction, name + std::string(text));
+  }
+  Meeting* meeting = nullptr;
+  Meeting* unused = nullptr;
+  for (Meeting& m : warp.meetings) {
+    if (m.compute == compute && m.mask == mask) meeting = &m;
+    if (!m.compute) unused = &m;
+  }
+  if (!meeting) {
+    if (!unused) {
+      warp.meetings.emplace_back();
+      unused = &warp.meetings.back();
+    }
+    meeting = unused;
+    meeting->compute = compute;
+    meeting->mask = mask;
+    meeting->arrived = 0;
+    std::memset(meeting->arguments, 0, sizeof meeting->arguments);
+  }
+  meeting->arguments[lane] = arguments;
+  meeting->arrived |= 1u << lane;
+  if (meeting->arrived != (mask & warp.alive)) {
+    block_running(name, mask);
+    return;
+  }
+  compute(meeting->arguments, meeting->arrived);
+  meeting->compute = nullptr;
+  make_ready(warp, meeting->arrived);
+  reschedule(random_.below(8) == 0);
+}
+
+// After a lane has ended: the others no longer wait for it.
+void Scheduler::complete_meetings(Warp& warp) {
+  for (Meeting& meeting : warp.meetings)
+    if (meeting.compute && meeting.arrived == (meeting.mask & warp.alive)) {
+      meeting.compute(meeting.arguments, meeting.arrived);
+      meeting.compute = nullptr;
+      make_ready(warp, meeting.arrived);
+    }
+}
+
 void Scheduler::block_running(const char* name, uint32_t mask, const void* key) {
   Thread& thread = *running_;
   thread.waits_for = name;
   thread.waits_mask = mask;
   thread.waits_key = key;
   thread.warp->ready &= ~(1u << thread.number % 32);
-  reschedule();
+  reschedule(false);
 }
 
 void Scheduler::thread_ends() {
@@ -176,7 +220,8 @@ void Scheduler::thread_ends() {
   spins_ = 0;
   complete_meetings(warp);
   open_if_complete(*thread.block, thread.block->barriers[0]);
-  Thread* const to = alive_ ? next() : nullptr;
+  open_if_complete(**thread.block->cluster, (*thread.block->cluster)->cluster_barrier);
+  Thread* const to = alive_ ? next(false) : nullptr;
   if (!to) {
     if (alive_) deadlock();
     switch_fiber(thread.fiber, host_, true);
@@ -187,11 +232,15 @@ void Scheduler::thread_ends() {
   __builtin_unreachable();
 }
 
-void Scheduler::defer(std::function<void()> operation) { deferred_.push_back({&block(), std::move(operation)}); }
+void Scheduler::defer(std::function<void()> operation) {
+  deferred_.push_back({&block(), random_.below(2) == 0, std::move(operation)});
+}
 
-bool Scheduler::run_deferred() {
+// One of them, unless it is not yet time for it.
+bool Scheduler::run_deferred(bool idle) {
   if (deferred_.empty() || deferred_block_) return false;
   const size_t i = random_.below(static_cast<uint32_t>(deferred_.size()));
+  if (deferred_[i].late && !idle) return false;
   const Deferred operation = std::move(deferred_[i]);
   deferred_.erase(deferred_.begin() + static_cast<std::ptrdiff_t>(i));
   deferred_block_ = operation.block;
@@ -221,52 +270,13 @@ void Scheduler::spin() {
   if (spins_ % 4096 == 0 &&
       std::chrono::duration<double>(steady_clock::now() - spins_since_).count() > setting("DVT_EMULATOR_TIMEOUT", 20))
     fail(cudaErrorLaunchTimeout, "threads spin and nothing else happens");
-  if (!deferred_.empty() && random_.below(4) == 0) run_deferred();
+  if (!deferred_.empty() && random_.below(4) == 0) run_deferred(true);
   Thread* const from = running_;
   from->waits_for = "a spin loop";
   Thread* const to = next(true);
   if (to == from) return;
   enter(*to);
   switch_fiber(from->fiber, to->fiber);
-}
-
-void Scheduler::fail(cudaError_t error, const std::string& message) {
-  std::string where = "kernel " + function_name(kernel_.function);
-  if (running_)
-    where += ", block " + text_of(block().index) + (deferred_block_ ? ", asynchronous operation" : "") +
-             (deferred_block_ ? "" : ", thread " + text_of(running_->index));
-  failure_ = {error, where + ": " + message};
-  Thread* const from = running_;
-  deferred_block_ = nullptr;
-  switch_fiber(from->fiber, host_);
-  __builtin_unreachable();
-}
-
-// Lanes that wait for the same are named together.
-void Scheduler::deadlock() {
-  std::string message = "threads wait for others that never come:";
-  unsigned lines = 0;
-  for (const auto& block : blocks_)
-    for (Warp& warp : block->warps)
-      for (uint32_t rest = warp.alive; rest && lines < 24;) {
-        const Thread& first = warp.thread(static_cast<unsigned>(__builtin_ctz(rest)));
-        uint32_t same = 0;
-        for (unsigned lane = 0; lane < 32; ++lane)
-          if (rest >> lane & 1 && warp.thread(lane).waits_for == first.waits_for &&
-              warp.thread(lane).waits_mask == first.waits_mask && warp.thread(lane).waits_key == first.waits_key)
-            same |= 1u << lane;
-        rest &= ~same;
-        char line[200];
-        std::snprintf(line, sizeof line, "\n  block %s warp %u: lanes 0x%08x at %s", text_of(block->index).c_str(),
-                      warp.first / 32, same, first.waits_for ? first.waits_for : "nothing");
-        message += line;
-        if (first.waits_mask) {
-          std::snprintf(line, sizeof line, " of lanes 0x%08x", first.waits_mask);
-          message += line;
-        }
-        if (++lines == 24) message += "\n  ...";
-      }
-  fail(cudaErrorLaunchFailure, message);
 }
 
 }  // namespace emulator

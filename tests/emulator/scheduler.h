@@ -31,6 +31,7 @@ struct Kernel {
   dim3 grid, block;
   size_t shared_bytes = 0;
   bool cooperative = false;
+  unsigned cluster = 1;  // blocks along x that run at once
 };
 
 struct Block;
@@ -91,11 +92,14 @@ struct Barrier {
 
 struct Block {
   uint3 index;
+  Block** cluster = nullptr;  // the blocks of its cluster
+  unsigned rank = 0;          // in it
   unsigned thread_count = 0, alive = 0;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   std::vector<Warpgroup> warpgroups;
   std::array<Barrier, 16> barriers;
+  Barrier cluster_barrier;  // of the first block of a cluster
   std::map<const void*, std::shared_ptr<void>> states;
   char* shared = nullptr;  // exactly `shared_bytes`
   size_t shared_bytes = 0;
@@ -105,6 +109,7 @@ inline Thread& Warp::thread(unsigned lane) { return block->threads[first + lane]
 
 struct Deferred {
   Block* block;
+  bool late;  // runs when every thread waits, and not before
   std::function<void()> run;
 };
 
@@ -120,18 +125,22 @@ class Scheduler {
   ~Scheduler();
   Failure run(const std::vector<uint3>& blocks, uint64_t seed);
 
-  static Scheduler* current();
+  static Scheduler* current() { return current_; }
   Thread& thread() { return *running_; }
   // Of the running thread, or of the asynchronous operation that is being run.
   Block& block() { return deferred_block_ ? *deferred_block_ : *running_->block; }
   const Kernel& kernel() const { return kernel_; }
 
-  // The running thread gives way; it goes on when its bit in `ready` is set and chance picks it.
-  void reschedule();
+  // The running thread gives way; it goes on when its bit in `ready` is set and chance picks it. `any_warp`: chance
+  // picks among all warps; else this warp goes on if it can, whose stacks are in the cache.
+  void reschedule(bool any_warp);
+  void warp_collective(uint32_t mask, WarpFunction compute, void* arguments, const char* name);
   void block_running(const char* name, uint32_t mask, const void* key = nullptr);
   void make_ready(Warp& warp, uint32_t lanes);
   void make_ready(Thread& thread) { make_ready(*thread.warp, 1u << thread.number % 32); }
+  int expected_at(const Block& block, const Barrier& barrier) const;
   void open_if_complete(Block& block, Barrier& barrier);
+  void wait_at(Block& block, Barrier& barrier, const char* name);
   void complete_meetings(Warp& warp);
   void park(const void* key, const char* name);
   void wake(const void* key);
@@ -144,19 +153,21 @@ class Scheduler {
  private:
   static void entry();
   void prepare(Block& block, uint3 index, size_t first_stack);
-  Thread* next(bool any_warp = false);
+  Thread* next(bool any_warp);
   Thread* pick(Warp& warp);
-  bool run_deferred();
+  bool run_deferred(bool idle);
   void enter(Thread& thread);
   [[noreturn]] void deadlock();
 
+  static EMULATOR_THREAD_LOCAL Scheduler* current_;
   const Kernel& kernel_;
   Stacks& stacks_;
   Random random_{0};
   Fiber host_;
   Thread* running_ = nullptr;
   std::vector<std::unique_ptr<Block>> blocks_;
-  std::vector<Warp*> listed_;  // those that may have a lane that is ready
+  std::vector<Block*> in_clusters_;  // the same
+  std::vector<Warp*> listed_;        // those that may have a lane that is ready
   std::vector<Thread*> parked_;
   std::vector<Deferred> deferred_;
   Block* deferred_block_ = nullptr;

@@ -104,8 +104,11 @@ cudaError_t launch_kernel(const cudaLaunchConfig_t& config, const void* function
     const cudaLaunchAttribute& attribute = config.attrs[i];
     const auto& cluster = attribute.val.clusterDim;
     if (attribute.id == cudaLaunchAttributeCooperative) kernel->cooperative = attribute.val.cooperative != 0;
-    if (attribute.id == cudaLaunchAttributeClusterDimension && (cluster.x > 1 || cluster.y > 1 || cluster.z > 1))
-      return noted(cudaErrorNotSupported);
+    if (attribute.id == cudaLaunchAttributeClusterDimension) {
+      if (cluster.x < 1 || cluster.x > 8 || cluster.y != 1 || cluster.z != 1 || grid.x % cluster.x)
+        return noted(cudaErrorInvalidClusterSize);
+      kernel->cluster = cluster.x;
+    }
   }
   const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
   const int at_once = blocks_per_multiprocessor(static_cast<int>(threads), config.dynamicSmemBytes) * multiprocessors();

@@ -35,32 +35,36 @@ void check_all(uint32_t lanes, const char* name) {
   if (lanes != ~0u) fail(cudaErrorIllegalInstruction, name + std::string(" by a warp that lacks lanes"));
 }
 
-// c [16 x 8] += a [16 x depth] b [depth x 8].
+float8 row_of(void* const* lanes, int half) {
+  const float* c[4];
+  for (int quad = 0; quad < 4; ++quad) c[quad] = static_cast<MatrixProduct*>(lanes[quad])->c + half;
+  return float8{c[0][0], c[0][1], c[1][0], c[1][1], c[2][0], c[2][1], c[3][0], c[3][1]};
+}
+void give_back(void* const* lanes, int half, float8 row) {
+  for (int quad = 0; quad < 4; ++quad) {
+    float* c = static_cast<MatrixProduct*>(lanes[quad])->c + half;
+    c[0] = row[2 * quad], c[1] = row[2 * quad + 1];
+  }
+}
+
+// c [16 x 8] += a [16 x depth] b [depth x 8], four rows at a time.
 template <int depth>
 void multiply(void* const* arguments, const float (&a)[16][depth], const float (&b)[depth][8]) {
-  for (int group = 0; group < 8; ++group) {
-    float rows[2][8];
-    for (int quad = 0; quad < 4; ++quad) {
-      const float* c = static_cast<MatrixProduct*>(arguments[group * 4 + quad])->c;
-      rows[0][2 * quad] = c[0], rows[0][2 * quad + 1] = c[1];
-      rows[1][2 * quad] = c[2], rows[1][2 * quad + 1] = c[3];
-    }
-    float8 low, high;
-    std::memcpy(&low, rows[0], sizeof low);
-    std::memcpy(&high, rows[1], sizeof high);
+  for (int group = 0; group < 8; group += 2) {
+    void* const* first = arguments + group * 4;
+    float8 c[4] = {row_of(first, 0), row_of(first + 4, 0), row_of(first, 2), row_of(first + 4, 2)};
     for (int k = 0; k < depth; ++k) {
       float8 right;
       std::memcpy(&right, b[k], sizeof right);
-      low += a[group][k] * right;
-      high += a[group + 8][k] * right;
+      c[0] += a[group][k] * right;
+      c[1] += a[group + 1][k] * right;
+      c[2] += a[group + 8][k] * right;
+      c[3] += a[group + 9][k] * right;
     }
-    std::memcpy(rows[0], &low, sizeof low);
-    std::memcpy(rows[1], &high, sizeof high);
-    for (int quad = 0; quad < 4; ++quad) {
-      float* c = static_cast<MatrixProduct*>(arguments[group * 4 + quad])->c;
-      c[0] = rows[0][2 * quad], c[1] = rows[0][2 * quad + 1];
-      c[2] = rows[1][2 * quad], c[3] = rows[1][2 * quad + 1];
-    }
+    give_back(first, 0, c[0]);
+    give_back(first + 4, 0, c[1]);
+    give_back(first, 2, c[2]);
+    give_back(first + 4, 2, c[3]);
   }
 }
 

@@ -10,6 +10,7 @@
   ERROR(cudaErrorInvalidConfiguration, 9, "invalid configuration argument")                                     \
   ERROR(cudaErrorInvalidMemcpyDirection, 21, "invalid copy direction for memcpy")                               \
   ERROR(cudaErrorInsufficientDriver, 35, "CUDA driver version is insufficient for CUDA runtime version")        \
+  ERROR(cudaErrorECCUncorrectable, 214, "uncorrectable ECC error encountered")                                  \
   ERROR(cudaErrorInvalidDeviceFunction, 98, "invalid device function")                                          \
   ERROR(cudaErrorNoDevice, 100, "no CUDA-capable device is detected")                                           \
   ERROR(cudaErrorInvalidDevice, 101, "invalid device ordinal")                                                  \
@@ -22,8 +23,12 @@
   ERROR(cudaErrorIllegalAddress, 700, "an illegal memory access was encountered")                               \
   ERROR(cudaErrorLaunchOutOfResources, 701, "too many resources requested for launch")                          \
   ERROR(cudaErrorLaunchTimeout, 702, "the launch timed out and was terminated")                                 \
+  ERROR(cudaErrorAssert, 710, "device-side assert triggered")                                                   \
+  ERROR(cudaErrorHardwareStackError, 714, "hardware stack error")                                               \
   ERROR(cudaErrorIllegalInstruction, 715, "an illegal instruction was encountered")                             \
   ERROR(cudaErrorMisalignedAddress, 716, "misaligned address")                                                  \
+  ERROR(cudaErrorInvalidAddressSpace, 717, "operation not supported on global/shared address space")            \
+  ERROR(cudaErrorInvalidPc, 718, "invalid program counter")                                                     \
   ERROR(cudaErrorLaunchFailure, 719, "unspecified launch failure")                                              \
   ERROR(cudaErrorCooperativeLaunchTooLarge, 720, "too many blocks in cooperative launch")                       \
   ERROR(cudaErrorNotPermitted, 800, "operation not permitted")                                                  \
@@ -39,6 +44,7 @@
   ERROR(cudaErrorCapturedEvent, 907, "operation not permitted on an event last recorded in a capturing stream") \
   ERROR(cudaErrorStreamCaptureWrongThread, 908,                                                                 \
         "attempt to terminate a thread-local capture sequence from another thread")                             \
+  ERROR(cudaErrorInvalidClusterSize, 912, "invalid cluster size")                                               \
   ERROR(cudaErrorUnknown, 999, "unknown error")
 
 enum cudaError {

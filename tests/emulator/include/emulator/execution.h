@@ -67,6 +67,13 @@ uint32_t on_shared(const void* p, size_t bytes, size_t alignment, const char* na
 // Fails where `p` isn't a multiple of `alignment`.
 void check_aligned(const void* p, size_t alignment, const char* name);
 
+// Clusters: the block's rank in its own, how many blocks that has, a barrier of all their threads, and where in block
+// `rank` the place is that `p` is in this one (checked as by on_shared; that block must not have ended).
+unsigned cluster_rank();
+unsigned cluster_blocks();
+void cluster_sync();
+void* in_cluster(const void* p, unsigned rank, size_t bytes, size_t alignment, const char* name);
+
 unsigned thread_in_block();  // x fastest
 inline unsigned warp_in_block() { return thread_in_block() / 32; }
 inline unsigned lane_in_warp() { return thread_in_block() % 32; }
