@@ -102,10 +102,15 @@ def resize(
     Returns uint8 [height, width, 3].
     """
     Image = require("PIL.Image", "cli")
-    width, height = extent or image.size
-    x, y, w, h = box
-    edges = (x * width, y * height, min((x + w) * width, width), min((y + h) * height, height))
+    edges = box_edges(box, extent or image.size)
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=edges))
+
+
+def box_edges(box: tuple[float, float, float, float], extent: tuple[float, float]) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) in pixels of a box (x, y, width, height) in units of an image of (width, height)."""
+    x, y, w, h = box
+    width, height = extent
+    return (x * width, y * height, min((x + w) * width, width), min((y + h) * height, height))
 
 
 def reduce_for(

@@ -9,12 +9,13 @@ planned for even coverage do that with far fewer views than random crops, and fl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import cuda_views
 from . import images as _images
 from .errors import InputError
 from .extras import require
@@ -22,6 +23,7 @@ from .options import seed as read_seed
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image as PILImage
 
     from .vit import ViT
 
@@ -91,7 +93,8 @@ def iter_views(
 
     image: anything that `load_image` takes. Crops come from its full resolution, exact to fractions of a pixel
     (bicubic with antialias); only where even the smallest crop has several times the network's pixels is the image
-    shrunk first. Yields (images float32 [b, 3, height, width], coords float32 [b, h, w, 2]) on the ViT's device.
+    shrunk first. Yields (images float32 [b, 3, height, width], coords float32 [b, h, w, 2]) on the ViT's device. Where
+    that is a CUDA device the picture is uploaded once and the crops are made there, with the same bits.
     """
     torch = require("torch", "vit")
     boxes = check_boxes(boxes)
@@ -100,13 +103,27 @@ def iter_views(
     places = torch.from_numpy(view_coords(boxes, vit, coords))
     picture = _images.load_image(image)
     picture, extent = _images.reduce_for(picture, vit.size, (boxes[:, 2].min(), boxes[:, 3].min()))
+    crop = _cropper(picture, extent, vit)
     for start in range(0, len(boxes), batch_size):
         stop = min(start + batch_size, len(boxes))
-        pixels = np.empty((stop - start, *vit.size, 3), np.uint8)
-        for out, (x, y, w, h, flip) in zip(pixels, boxes[start:stop], strict=True):
-            crop = _images.resize(picture, vit.size, (x, y, w, h), extent)
-            out[:] = crop[:, ::-1] if flip else crop
-        yield vit.to_input(pixels), places[start:stop].to(vit.device)
+        yield crop(boxes[start:stop]), places[start:stop].to(vit.device)
+
+
+def _cropper(picture: PILImage.Image, extent: tuple[float, float], vit: ViT) -> Callable[[np.ndarray], torch.Tensor]:
+    """What makes normalised inputs of `vit` from boxes of `picture`, on the ViT's device."""
+    if on_device := cuda_views.upload(picture, vit):
+        return lambda boxes: on_device.views(
+            np.array([_images.box_edges(tuple(box[:4]), extent) for box in boxes]), boxes[:, 4], vit.size
+        )
+
+    def crop(boxes: np.ndarray) -> torch.Tensor:
+        pixels = np.empty((len(boxes), *vit.size, 3), np.uint8)
+        for out, (x, y, w, h, flip) in zip(pixels, boxes, strict=True):
+            view = _images.resize(picture, vit.size, (x, y, w, h), extent)
+            out[:] = view[:, ::-1] if flip else view
+        return vit.to_input(pixels)
+
+    return crop
 
 
 @dataclass(frozen=True)

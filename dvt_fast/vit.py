@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import hub, vit_weights
+from . import cuda_views, hub, vit_weights
 from . import images as _images
 from .errors import InputError, WeightsError
 from .extras import require
@@ -141,7 +141,10 @@ class ViT:
 
         image: anything that `load_image` takes. Returns float32 [3, height, width] on this ViT's device.
         """
-        return self.to_input(_images.resize(_images.load_image(image), self.size)[None])[0]
+        picture = _images.load_image(image)
+        if on_device := cuda_views.upload(picture, self):
+            return on_device.views(np.array([(0, 0, *picture.size)], np.float64), np.zeros(1), self.size)[0]
+        return self.to_input(_images.resize(picture, self.size)[None])[0]
 
     def to_input(self, pixels: np.ndarray) -> torch.Tensor:
         """Pixels, uint8 [B, height, width, 3], as normalised float32 [B, 3, height, width] on this ViT's device."""
