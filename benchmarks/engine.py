@@ -38,12 +38,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from common import save
+from models import block_module, vit_modules
 from rivals import CANDIDATES, ENGINE, Case, Run, onnx_session
-from torch import nn
 
-import dvt_fast
 from dvt_fast import _native
-from dvt_fast.denoiser import Denoiser
 from dvt_fast.engine.export import to_bytes
 
 BLOCKS = [(384, 16), (384, 37), (768, 16), (768, 37)]  # channels, patches a side
@@ -66,46 +64,15 @@ print(time.perf_counter() - start, "torch" in sys.modules)
 """
 
 
-class Pipeline(nn.Module):
-    """A ViT and a denoiser of its features: [B, 3, H, W] -> [B, h, w, C]."""
-
-    def __init__(self, vit: dvt_fast.ViT, denoiser: Denoiser):
-        super().__init__()
-        self.vit, self.denoiser = vit.model, denoiser
-        self.n_prefix, self.grid = vit.n_prefix, vit.grid
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        tokens = self.vit.forward_features(x)[:, self.n_prefix :]
-        return self.denoiser(tokens.reshape(len(x), *self.grid, -1))
-
-
-def randomise(module: nn.Module) -> nn.Module:
-    """Weights that keep activations at their size, so that no part of the model is nothing, as in a fresh one."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, value in module.named_parameters():
-            random = torch.randn(value.shape, generator=generator)
-            if "pos_embed" in name or "token" in name:
-                continue  # of another grid in the file
-            if value.ndim > 1:
-                value.copy_(random / value[0].numel() ** 0.5)
-            elif name.endswith((".weight", ".gamma")):  # of norms and LayerScale
-                value.copy_(1 + 0.1 * random)
-            else:
-                value.copy_(0.02 * random)
-    return module.eval().requires_grad_(False)
-
-
 def block_case(dim: int, side: int) -> Case:
-    denoiser = randomise(Denoiser(dim, (side, side)))
+    denoiser = block_module(dim, side)
     x = np.random.default_rng(0).standard_normal((1, side, side, dim), np.float32)
     name = f"block C={dim} N={side * side}"
     return Case(name, denoiser, x, to_bytes(None, denoiser), "features", (side, side), dim)
 
 
 def vit_case(label: str, name: str, size: int) -> Case:
-    vit = dvt_fast.ViT(name, weights="random", size=size)
-    pipeline = randomise(Pipeline(vit, Denoiser(vit.dim, vit.grid)))
+    vit, pipeline = vit_modules(name, size)
     x = np.random.default_rng(0).standard_normal((1, 3, size, size), np.float32)
     data = to_bytes(vit, pipeline.denoiser)
     return Case(f"{label} at {size} + denoiser", pipeline, x, data, "normalized", vit.grid, vit.dim)

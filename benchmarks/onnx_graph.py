@@ -24,9 +24,10 @@ FUSED = "com.microsoft"
 
 
 class Graph:
-    """Nodes and weights of a graph under construction; values are named by numbers."""
+    """Nodes and weights of a graph under construction; values are named by numbers. half: in float16."""
 
-    def __init__(self) -> None:
+    def __init__(self, half: bool = False) -> None:
+        self.half = half
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
@@ -38,31 +39,31 @@ class Graph:
         return made[0] if outputs == 1 else made
 
     def finish(self, result: str, x_shape: Sequence[int], y_shape: Sequence[int]) -> bytes:
-        """The serialised model from "x" to "y", which is `result`; both float32."""
+        """The serialised model from "x" to "y", which is `result`; both float32, or float16."""
         self.nodes.append(helper.make_node("Identity", [result], ["y"]))
-        values = [
-            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-            for name, shape in (("x", x_shape), ("y", y_shape))
-        ]
+        kind = onnx.TensorProto.FLOAT16 if self.half else onnx.TensorProto.FLOAT
+        values = [helper.make_tensor_value_info(name, kind, shape) for name, shape in (("x", x_shape), ("y", y_shape))]
         made = helper.make_graph(self.nodes, "engine", values[:1], values[1:], self.weights)
         versions = [helper.make_opsetid("", 17), helper.make_opsetid(FUSED, 1)]
         return helper.make_model(made, opset_imports=versions, ir_version=8).SerializeToString()
 
     def _constant(self, value: torch.Tensor | list[int]) -> str:
         array = np.array(value, np.int64) if isinstance(value, list) else np.ascontiguousarray(value.numpy())
+        if self.half and array.dtype == np.float32:
+            array = array.astype(np.float16)
         self.weights.append(numpy_helper.from_array(array, f"weight_{len(self.weights)}"))
         return self.weights[-1].name
 
 
-def onnx_model(data: bytes, shape: tuple[int, ...]) -> bytes:
+def onnx_model(data: bytes, shape: tuple[int, ...], half: bool = False) -> bytes:
     """A serialised ONNX model, "x" of `shape` to "y" [1, h, w, C], of the bytes of an engine file.
 
-    shape: [1, 3, H, W], normalised images, where the file holds a ViT; else [1, h, w, C], features.
+    shape: [1, 3, H, W], normalised images, where the file holds a ViT; else [1, h, w, C], features. half: float16.
     """
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["dvt_fast"]
     config = json.loads(header)
     weights = {name: value.float() for name, value in load(data).items()}
-    graph = Graph()
+    graph = Graph(half)
     if config["vit"] is None:
         grid, tokens = shape[1:3], graph.node("Reshape", "x", [1, -1, shape[3]])
     else:

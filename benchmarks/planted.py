@@ -114,11 +114,13 @@ def score(found: np.ndarray, clean: np.ndarray) -> tuple[float, float]:
     return float(cosine.mean()), float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-def solve_with(solver: str, problem: Planted, steps: int) -> tuple[np.ndarray, float, float]:
+def solve_with(solver: str, problem: Planted, steps: int, device: str = "cpu") -> tuple[np.ndarray, float, float]:
     """F at the patch centres of the full view, G's relative error, and seconds after the features are there."""
     import dvt_fast
 
     options = {"steps": steps, **HASH_GRID, "max_resolution": MAX_RESOLUTION} if solver == "hashgrid" else {}
+    if device != "cpu":
+        options["device"] = device
     start = time.perf_counter()
     found = dvt_fast.solve(problem.features, problem.coords, solver=solver, **options)
     seconds = time.perf_counter() - start
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("--torch-steps", type=int, default=2000, help="of the plain-torch recipe")
     parser.add_argument("--repeats", type=int, default=5, help="of direct and average; the best time is shown")
     parser.add_argument("--solvers", nargs="+", default=["direct", "average", "hashgrid", "torch"])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, of direct and hashgrid")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     from common import save
@@ -163,7 +166,8 @@ def main() -> None:
                 found, artifact_error, seconds = solve_torch(problem, arguments.torch_steps)
             else:
                 repeats = arguments.repeats if solver in ("direct", "average") else 1
-                results = [solve_with(solver, problem, arguments.steps) for _ in range(repeats)]
+                device = "cpu" if solver == "average" else arguments.device
+                results = [solve_with(solver, problem, arguments.steps, device) for _ in range(repeats)]
                 found, artifact_error, seconds = min(results, key=lambda r: r[2])
             steps = {"torch": arguments.torch_steps, "hashgrid": arguments.steps}.get(solver)
             name = f"{solver}, {steps} steps" if steps else solver
