@@ -42,7 +42,7 @@ def dvt_fast_engine(case: Case, device: Device) -> Run:
     out = torch.empty(1, *case.grid, case.dim, dtype=torch.bfloat16, device=device.torch)
 
     def run() -> torch.Tensor:
-        session.run(x, out=out, stream=None if device.emulated else torch.cuda.current_stream())
+        session.run(x, out=out, stream=0 if device.emulated else torch.cuda.current_stream())
         return out
 
     return run

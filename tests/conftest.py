@@ -1,5 +1,6 @@
 """Fixtures that several tests share."""
 
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -29,6 +30,16 @@ def isa(request):
     _native.set_isa(request.param)
     yield request.param
     _native.set_isa(before)
+
+
+def pytest_collection_finish(session):
+    """A process takes one CUDA library, the first time that any test asks what there is: so it is chosen before all."""
+    if session.config.option.collectonly or not any("cuda" in getattr(i, "fixturenames", ()) for i in session.items):
+        return
+    from cuda_samples import prepare
+
+    with contextlib.suppress(AssertionError):  # of a build that failed: the fixture tries again, and says why
+        prepare()
 
 
 @pytest.fixture(scope="session")

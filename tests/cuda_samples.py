@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from native_samples import ROOT, cmake_build
+from native_samples import ROOT, run
 
 EMULATOR = ROOT / "tests" / "emulator"
 BUILD = ROOT / "build" / "emulator"
@@ -43,7 +43,9 @@ def build_emulator(build: Path = BUILD, *options: str) -> Path:
     build.parent.mkdir(parents=True, exist_ok=True)
     with open(build.with_name(f"{build.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        cmake_build(EMULATOR, build, *options)
+        generator = () if (build / "CMakeCache.txt").is_file() else ("-G", "Ninja")  # another would be refused
+        run("cmake", "-S", EMULATOR, "-B", build, *generator, *options)
+        run("cmake", "--build", build, "--target", "dvt_fast_cuda_emulated", "--parallel", str(os.cpu_count()))
     return next(path for path in build.rglob(LIBRARY))
 
 
@@ -69,9 +71,12 @@ class Cuda:
         return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
 
     def stream(self) -> Any:
-        """A stream of its own as `run(..., stream=)` takes it; None in the emulator, which has no need of one."""
+        """A stream of its own as `run(..., stream=)` takes it; the default one in the emulator.
+
+        Giving one is what makes a call take arrays in main memory for arrays on the device there.
+        """
         if self.emulated:
-            return None
+            return 0
         import torch
 
         return torch.cuda.Stream()
