@@ -47,7 +47,7 @@ test: $(STAMP)-dev lint build  ## install, lint, build with warnings as errors, 
 	$(PY) -m pytest
 
 gpu:  ## on a machine with a GPU: build, test, sanitize and measure with $(PYTHON), within 9 minutes; nothing is installed
-	@$(PYTHON) tools/gpu.py $(GPU_ARGS)
+	@$(PYTHON) tools/make_gpu.py $(GPU_ARGS)
 
 FUZZ_SECONDS ?= 600
 fuzz: $(STAMP)-dev  ## search engine files, pixels and sessions for what breaks them, with Clang, ten minutes each

@@ -1,6 +1,6 @@
 """Everything that needs a GPU, in one command of limited time: build, tests, compute-sanitizer, benchmarks.
 
-    python tools/gpu.py [--stages build tests sanitizer benchmarks] [--seconds 530]
+    python tools/make_gpu.py [--stages build tests sanitizer benchmarks] [--seconds 530]
 
 It needs nvcc, and of Python what is there already: torch, timm, pytest, pybind11, cmake and ninja; nothing is installed
 or fetched. Everything is built in place. The tests and compute-sanitizer's three tools run side by side, each in a
