@@ -92,9 +92,10 @@ def test_a_batch(cuda, width):
     np.testing.assert_array_equal(on_device(apart[::-1, 3:53], (70, 40)), expected)
 
 
-def test_large_tiles(cuda):
-    """Enough of them for every multiprocessor: 32 x 32 pixels, where a few get 32 x 8."""
-    side, views = (66, 140) if cuda.emulated else (1000, 4)
+@pytest.mark.parametrize("views", [90, 140])
+def test_large_tiles(cuda, views):
+    """32 x 16 and 32 x 32 pixels, where there are enough of them for every multiprocessor, and not 32 x 8."""
+    side = 66
     for source in ((side, side + 13), (2 * side, side // 2), (side // 3, side // 2)):
         image, target = noise(source), (side // 2, side // 2 + 3)
         assert (on_device(np.broadcast_to(image, (views, *image.shape)), target) == on_cpu(image, target)).all()

@@ -1,6 +1,6 @@
 // Views of an image, uint8 or float32, resized as Pillow does it and normalised: [views, 3, height, width].
 //
-// A block makes a tile of 32 target pixels along the axis that is resized first ("along") by 8 or 32 across it. It
+// A block makes a tile of 32 target pixels along the axis that is resized first ("along") by 8, 16 or 32 across it. It
 // walks over the source lines that the tile needs, 32 at a time: these are brought to shared memory, resized along,
 // rounded to 8 bits where the source has 8, and at once added to the tile's sums across. So the result of the first
 // pass never leaves the block, and any shrinking factor runs in the same 38 KB: longer lines come in segments. Along a
@@ -338,13 +338,18 @@ Status launch_resize(const ResizeCall& call, Params params) {
   return launch("resizing pixels", resize_kernel<Pixels, Out, kRows>, how, params);
 }
 
-// Tiles of 32 x 32 share more of the source; where they would leave multiprocessors without one, 32 x 8.
+// The more of the target a tile has across, the fewer source lines are resized twice, for the tile and the one after
+// it: as many as leave some tiles for every multiprocessor.
 template <class Pixels, class Out>
 Status choose_tile(const ResizeCall& call, const Params& params) {
   const DeviceTraits* traits = nullptr;
   DVT_RETURN_IF_ERROR(current_traits(&traits));
-  const int64_t tiles = ceil_div(params.along.target, kLanesAlong) * ceil_div(params.across.target, kWarps * 4);
-  if (tiles * call.views >= 4 * traits->multiprocessors) return launch_resize<Pixels, Out, 4>(call, params);
+  const auto is_enough = [&](int rows) {
+    const int64_t tiles = ceil_div(params.along.target, kLanesAlong) * ceil_div(params.across.target, kWarps * rows);
+    return tiles * call.views >= 4 * traits->multiprocessors;
+  };
+  if (is_enough(4)) return launch_resize<Pixels, Out, 4>(call, params);
+  if (is_enough(2)) return launch_resize<Pixels, Out, 2>(call, params);
   return launch_resize<Pixels, Out, 1>(call, params);
 }
 
