@@ -74,12 +74,34 @@ struct GemmPlace {
   int count;               // 1 to 8; the sums beyond are of columns that C does not have
 };
 
+struct GemmStorePart;
+
 // What an epilogue is: a struct, copied to each thread, with these functions. `begin` is called once by every thread
-// of a block before its first sums, after the previous kernel's end was waited for; `end` after its last.
+// of a block before its first sums, after the previous kernel's end was waited for; `end` after its last. Part: the
+// epilogue of the first kernel where K is split.
 struct GemmEpilogue {
+  using Part = GemmStorePart;
   DVT_DEVICE void begin() {}
   DVT_DEVICE void apply(const GemmPlace&, float (&)[8]) {}
   DVT_DEVICE void end() {}
+};
+
+// Stores parts [splits][batches][m][stride] of float, for gemm_finish_kernel.
+struct GemmStorePart : GemmEpilogue {
+  float* parts = nullptr;
+  int stride = 0;    // a multiple of 8, at least n
+  int64_t part = 0;  // m * stride
+
+  static GemmStorePart make(float* parts, int stride, int64_t part) {
+    GemmStorePart store;
+    store.parts = parts, store.stride = stride, store.part = part;
+    return store;
+  }
+  DVT_DEVICE void apply(const GemmPlace& at, float (&v)[8]) {
+    float4* to = reinterpret_cast<float4*>(parts + at.batch * part + static_cast<int64_t>(at.row) * stride + at.column);
+    to[0] = make_float4(v[0], v[1], v[2], v[3]);
+    to[1] = make_float4(v[4], v[5], v[6], v[7]);
+  }
 };
 
 namespace gemm_detail {
@@ -94,14 +116,20 @@ DVT_DEVICE void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (
     ptx::mma_m16n8k16_bf16(c, a, b);
 }
 
-// Registers of `float` operands hold any float: the tensor cores want them rounded.
+// To the nearest number of 11 bits, in bits that the tensor cores do not read more of: two instructions, where the
+// conversion takes three. The limit keeps 0x7fffffff, the NaN of the processor, from becoming zero.
+DVT_DEVICE uint32_t round_operand(uint32_t x) {
+  return static_cast<uint32_t>(min(static_cast<int>(x), 0x7fffefff) + 0x1000);
+}
+
+// Registers of `float` operands hold any float.
 template <class T, int kCount, int kRegisters>
-DVT_DEVICE void round(uint32_t (&f)[kCount][kRegisters]) {
+DVT_DEVICE void round_operands(uint32_t (&f)[kCount][kRegisters]) {
   if constexpr (std::is_same_v<T, float>) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i)
 #pragma unroll
-      for (int r = 0; r < kRegisters; ++r) f[i][r] = ptx::round_tf32(__uint_as_float(f[i][r]));
+      for (int r = 0; r < kRegisters; ++r) f[i][r] = round_operand(f[i][r]);
   }
 }
 
@@ -110,8 +138,8 @@ template <int kRegisters>
 DVT_DEVICE void split(const uint32_t (&f)[kRegisters], uint32_t (&upper)[kRegisters], uint32_t (&lower)[kRegisters]) {
 #pragma unroll
   for (int r = 0; r < kRegisters; ++r) {
-    upper[r] = ptx::round_tf32(__uint_as_float(f[r]));
-    lower[r] = ptx::round_tf32(__uint_as_float(f[r]) - __uint_as_float(upper[r]));
+    upper[r] = round_operand(f[r]) & 0xffffe000u;
+    lower[r] = round_operand(__float_as_uint(__uint_as_float(f[r]) - __uint_as_float(upper[r])));
   }
 }
 
@@ -157,8 +185,8 @@ DVT_DEVICE void gemm_sums(const GemmOperands& p, const typename Tile::A* a, cons
     OperandA::load_a(fa[buffer], stage, lane_a, step);
     OperandB::load_b(fb[buffer], stage, lane_b, step);
     if constexpr (!kCompensated) {
-      gemm_detail::round<A>(fa[buffer]);
-      gemm_detail::round<B>(fb[buffer]);
+      gemm_detail::round_operands<A>(fa[buffer]);
+      gemm_detail::round_operands<B>(fb[buffer]);
     }
   };
 
@@ -289,19 +317,6 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) gemm_kernel(Gem
   gemm_finish_tile<Tile>(p, split * static_cast<int>(gridDim.z) + batch, row0, column0, sums, epilogue);
   epilogue.end();
 }
-
-// The epilogue of a product whose K is split: parts [splits][batches][m][stride] of float, for gemm_finish_kernel.
-struct GemmStorePart : GemmEpilogue {
-  float* parts = nullptr;
-  int stride = 0;    // a multiple of 8, at least n
-  int64_t part = 0;  // m * stride
-
-  DVT_DEVICE void apply(const GemmPlace& at, float (&v)[8]) {
-    float4* to = reinterpret_cast<float4*>(parts + at.batch * part + static_cast<int64_t>(at.row) * stride + at.column);
-    to[0] = make_float4(v[0], v[1], v[2], v[3]);
-    to[1] = make_float4(v[4], v[5], v[6], v[7]);
-  }
-};
 
 constexpr int kGemmFinishThreads = 256;
 

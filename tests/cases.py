@@ -1,0 +1,70 @@
+"""What the CUDA ops are run on: names, shapes, dtypes and tolerances of cases, and the bytes and operations of each.
+
+Tests take their parameters from here, and benchmarks their sizes and floors, so that what is measured has been
+checked. `small` cases fit the emulator; the others are for a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+SIZES = {"float32": 4, "tf32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op on certain shapes. times: how many times torch's error in the same dtype it may have against float64."""
+
+    op: str
+    name: str
+    shape: Mapping[str, int]
+    dtype: str
+    words: Mapping[str, str] = field(default_factory=dict)
+    times: float = 2.0
+    small: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.dtype}"
+
+    def flops(self) -> int:
+        """Multiplications and additions that the op cannot do without."""
+        return COSTS[self.op][0](self)
+
+    def bytes(self) -> int:
+        """Bytes from and to memory where everything is moved once."""
+        return COSTS[self.op][1](self)
+
+
+def _gemm_flops(case: Case) -> int:
+    s = case.shape
+    return 2 * s.get("batch", 1) * s["m"] * s["n"] * s["k"]
+
+
+def _gemm_bytes(case: Case) -> int:
+    s = case.shape
+    size = SIZES[case.dtype]
+    return s.get("batch", 1) * (size * s["k"] * (s["m"] + s["n"]) + 4 * s["m"] * s["n"])
+
+
+COSTS: dict[str, tuple[Callable[[Case], int], Callable[[Case], int]]] = {"gemm": (_gemm_flops, _gemm_bytes)}
+
+
+def _gemms() -> Iterator[Case]:
+    # (m, n, k): whole tiles, one of everything, ragged in each, K of less than a stage, of many, with a tail.
+    small = [(128, 128, 128), (1, 1, 1), (64, 64, 8), (70, 37, 50), (129, 72, 200), (40, 200, 33), (3, 130, 515)]
+    for dtype in ("float16", "bfloat16", "tf32", "float32"):
+        for layout in ("nn", "nt", "tn"):
+            for m, n, k in small:
+                yield Case("gemm", f"{layout}-{m}x{n}x{k}", {"m": m, "n": n, "k": k}, dtype, {"transpose": layout})
+        for layout, m, n, k in (("nt", 2048, 768, 384), ("nn", 2048, 384, 768), ("tn", 768, 384, 2048)):
+            shape = {"m": m, "n": n, "k": k}
+            yield Case("gemm", f"{layout}-{m}x{n}x{k}", shape, dtype, {"transpose": layout}, small=False)
+
+
+ALL = [*_gemms()]
+
+
+def cases(op: str, small: bool | None = None) -> list[Case]:
+    """Those of one op; small: only those, or only the others."""
+    return [case for case in ALL if case.op == op and small in (None, case.small)]
