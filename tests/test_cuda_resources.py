@@ -8,7 +8,7 @@ import pytest
 
 from native_samples import ROOT
 
-# Bytes of local memory a thread, at most, on any architecture, of kernels whose names start so; the longest start counts.
+# Bytes of local memory a thread, at most, on any architecture, of kernels whose names start so; the longest one counts.
 SPILLS = {
     "attention_kernel<AttentionTile<bf16, false, 64, 1,": 8,
     "attention_kernel<AttentionTile<f16, false, 64, 1,": 8,
