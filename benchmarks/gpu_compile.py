@@ -30,7 +30,7 @@ def compiled(module: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     """A run of `module` on `x`, both on one device, through torch.compile."""
     torch._dynamo.reset()
     mode = "max-autotune-no-cudagraphs" if x.is_cuda else "default"
-    function = torch.compile(module, mode=mode, fullgraph=True, dynamic=False)
+    function = torch.compile(module, mode=mode, dynamic=False)
 
     def run() -> torch.Tensor:
         with torch.no_grad():

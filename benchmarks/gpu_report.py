@@ -93,7 +93,7 @@ def machine(is_gpu: bool) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             known["versions"][package] = None
     known["torch_cuda"] = torch.version.cuda
-    known["dvt_fast_cuda"] = _native.cuda_versions() if hasattr(_native, "cuda_versions") else None
+    known["dvt_fast_cuda"] = _native.cuda_info()
     if not is_gpu:
         return known | {"dry_run": "torch on the CPU and the emulator: times mean nothing"}
     properties = torch.cuda.get_device_properties(0)

@@ -30,6 +30,7 @@ from rivals import ENGINE, Case
 OURS_AT_MOST, RIVALS_AT_MOST = 2.0, 10.0  # times the error of torch in bfloat16
 SECONDS = {"block": 20.0, "vit": 60.0}  # of one case, compilation included
 RUNS = 1000
+TIMING_SECONDS = 8.0  # of the single runs of a case: with slower candidates there are fewer than RUNS, but at least 100
 
 
 def cases(tiny: bool) -> list[tuple[str, str, Callable[[], Case]]]:
@@ -96,6 +97,8 @@ def timed(device: Device, runs: dict[str, Run], rows: dict[str, dict], repeats: 
         except Exception as failure:  # a rival that synchronises cannot be captured
             rows[name]["no_graph"] = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
             device.synchronize()
+    round_us = sum(min(times) for times in graph_times(device, graphs, 3).values())
+    repeats = min(repeats, max(100, int(TIMING_SECONDS * 1e6 / (2 * round_us + 300 * len(graphs)))))
     for name, times in graph_times(device, graphs, repeats).items():
         rows[name]["graph_us"] = summary(times)
     for name, times in graph_times(device, graphs, max(3, repeats // 10), cold=True).items():
