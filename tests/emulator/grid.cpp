@@ -1,11 +1,7 @@
 // All blocks of a launch.
-#include <cxxabi.h>
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
-#include <cstdlib>
 #include <mutex>
 #include <thread>
 
@@ -47,16 +43,6 @@ StackPool& stack_pool() {
 }
 
 }  // namespace
-
-std::string function_name(const void* function) {
-  Dl_info info;
-  if (!dladdr(function, &info) || !info.dli_sname) return "(static)";
-  int status = 0;
-  char* text = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
-  std::string name = text ? text : info.dli_sname;
-  std::free(text);
-  return name;
-}
 
 cudaError_t run_kernel(const Kernel& kernel) {
   static std::atomic<uint64_t> launches{0};

@@ -1,5 +1,13 @@
 // What is said of a kernel that cannot go on.
+#include <cxxabi.h>
+#include <dlfcn.h>
+#include <elf.h>
+#include <link.h>
+
 #include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
 
 #include "scheduler.h"
 
@@ -10,7 +18,48 @@ std::string text_of(uint3 v) {
   return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ")";
 }
 
+// The name of a function that its file tells only to debuggers: of an anonymous namespace, or hidden. `offset`: from
+// where the file is loaded.
+std::string name_in_file(const char* path, uintptr_t offset) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  const auto at = [&](size_t from, size_t count, size_t size) {
+    return from <= bytes.size() && count <= (bytes.size() - from) / size ? bytes.data() + from : nullptr;
+  };
+  const auto* header = reinterpret_cast<const ElfW(Ehdr)*>(at(0, 1, sizeof(ElfW(Ehdr))));
+  if (!header || bytes.compare(0, SELFMAG, ELFMAG)) return "";
+  const auto* sections = reinterpret_cast<const ElfW(Shdr)*>(at(header->e_shoff, header->e_shnum, sizeof(ElfW(Shdr))));
+  for (size_t s = 0; sections && s < header->e_shnum; ++s) {
+    if (sections[s].sh_type != SHT_SYMTAB || sections[s].sh_link >= header->e_shnum) continue;
+    const size_t count = sections[s].sh_size / sizeof(ElfW(Sym));
+    const auto* symbols = reinterpret_cast<const ElfW(Sym)*>(at(sections[s].sh_offset, count, sizeof(ElfW(Sym))));
+    const auto& names = sections[sections[s].sh_link];
+    for (size_t i = 0; symbols && i < count; ++i)
+      if (symbols[i].st_value == offset && (symbols[i].st_info & 15) == STT_FUNC &&
+          symbols[i].st_name < names.sh_size && at(names.sh_offset, names.sh_size, 1))
+        return bytes.data() + names.sh_offset + symbols[i].st_name;
+  }
+  return "";
+}
+
 }  // namespace
+
+std::string function_name(const void* function) {
+  Dl_info info;
+  if (!dladdr(function, &info)) return "(unknown)";
+  std::string name = info.dli_sname && info.dli_saddr == function
+                         ? info.dli_sname
+                         : name_in_file(info.dli_fname, reinterpret_cast<uintptr_t>(function) -
+                                                            reinterpret_cast<uintptr_t>(info.dli_fbase));
+  int status = 0;
+  char* text = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
+  if (text) name = text;
+  std::free(text);
+  const std::string anonymous = "(anonymous namespace)::";
+  for (size_t i; (i = name.find(anonymous)) != std::string::npos;) name.erase(i, anonymous.size());
+  name = name.substr(0, name.find('('));  // without parameters
+  return name.empty() ? "(unknown)" : name;
+}
 
 void Scheduler::fail(cudaError_t error, const std::string& message) {
   std::string where = "kernel " + function_name(kernel_.function);

@@ -13,6 +13,12 @@ EMULATOR_THREAD_LOCAL uint3 blockDim;
 EMULATOR_THREAD_LOCAL uint3 gridDim;
 
 namespace emulator {
+namespace {
+
+constexpr size_t kGuard = EMULATOR_ASAN ? 0 : 256;  // bytes behind shared memory, watched
+constexpr unsigned char kGuardByte = 0xa5;
+
+}  // namespace
 
 EMULATOR_THREAD_LOCAL Scheduler* Scheduler::current_;
 
@@ -27,13 +33,14 @@ void Scheduler::prepare(Block& block, uint3 index, size_t first_stack) {
   block.thread_count = block.alive = count;
   if (!block.shared) {
     void* memory = nullptr;
-    if (posix_memalign(&memory, 1024, kernel_.shared_bytes)) throw std::bad_alloc();
+    if (posix_memalign(&memory, 1024, kernel_.shared_bytes + kGuard)) throw std::bad_alloc();
     block.shared = static_cast<char*>(memory);
     block.shared_bytes = kernel_.shared_bytes;
     block.threads.resize(count);
     block.warps.resize(warps);
   }
   std::memset(block.shared, 0xff, block.shared_bytes);
+  std::memset(block.shared + block.shared_bytes, kGuardByte, kGuard);
   block.barriers = {};
   block.warpgroups.assign((warps + 3) / 4, {});
   block.states.clear();
@@ -92,8 +99,22 @@ Failure Scheduler::run(const std::vector<uint3>& blocks, uint64_t seed) {
   while (!failure_.error && run_deferred(true)) {
   }
   running_ = nullptr;
+  check_guards();
   current_ = before;
   return failure_;
+}
+
+void Scheduler::check_guards() {
+  for (size_t b = 0; b < in_clusters_.size() && !failure_.error; ++b) {
+    const auto* guard = reinterpret_cast<const unsigned char*>(in_clusters_[b]->shared) + kernel_.shared_bytes;
+    for (size_t i = 0; i < kGuard; ++i)
+      if (guard[i] != kGuardByte) {
+        failure_ = {cudaErrorIllegalAddress, "kernel " + function_name(kernel_.function) + " wrote byte " +
+                                                 std::to_string(i) + " behind its shared memory of " +
+                                                 std::to_string(kernel_.shared_bytes) + " bytes"};
+        break;
+      }
+  }
 }
 
 void Scheduler::entry() {

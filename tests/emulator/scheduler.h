@@ -101,7 +101,7 @@ struct Block {
   std::array<Barrier, 16> barriers;
   Barrier cluster_barrier;  // of the first block of a cluster
   std::map<const void*, std::shared_ptr<void>> states;
-  char* shared = nullptr;  // exactly `shared_bytes`
+  char* shared = nullptr;  // exactly `shared_bytes`, and a guard
   size_t shared_bytes = 0;
 };
 
@@ -157,6 +157,7 @@ class Scheduler {
   Thread* pick(Warp& warp);
   bool run_deferred(bool idle);
   void enter(Thread& thread);
+  void check_guards();
   [[noreturn]] void deadlock();
 
   static EMULATOR_THREAD_LOCAL Scheduler* current_;

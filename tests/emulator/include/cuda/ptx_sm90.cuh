@@ -208,7 +208,6 @@ inline void barrier_wait(Barrier* barrier, uint32_t parity) {
   while (!barrier_try_wait(barrier, parity)) {
   }
 }
-inline void barrier_wait_cluster(Barrier* barrier, uint32_t parity) { barrier_wait(barrier, parity); }
 inline void fence_async() {}
 
 // ------------------------------------------------------------------------------------------------------ clusters --

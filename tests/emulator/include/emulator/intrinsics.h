@@ -40,6 +40,13 @@ inline void check_width(int width, const char* name) {
          name + std::string(": width ") + std::to_string(width) + ", expected a power of two up to 32");
 }
 
+// As the hardware adds: modulo 2^n.
+template <class T>
+T wrapped_sum(T a, T b) {
+  using Unsigned = std::make_unsigned_t<T>;
+  return static_cast<T>(static_cast<Unsigned>(a) + static_cast<Unsigned>(b));
+}
+
 enum class Reduction { ballot, add, min, max, bit_and, bit_or, bit_xor };
 template <class T>
 struct Reduce {
@@ -53,7 +60,7 @@ void compute_reduction(void* const* arguments, uint32_t lanes) {
     if (!(lanes >> lane & 1)) continue;
     const T value = static_cast<Reduce<T>*>(arguments[lane])->value;
     if constexpr (kind == Reduction::ballot) total |= static_cast<T>(value != 0) << lane;
-    if constexpr (kind == Reduction::add) total += value;
+    if constexpr (kind == Reduction::add) total = wrapped_sum(total, value);
     if constexpr (kind == Reduction::min) total = first || value < total ? value : total;
     if constexpr (kind == Reduction::max) total = first || value > total ? value : total;
     if constexpr (kind == Reduction::bit_and) total = first ? value : total & value;
@@ -200,18 +207,18 @@ inline void __nanosleep(unsigned) { emulator::pause(); }
     emulator::check_aligned(p, sizeof(type), #name);                           \
     return emulator::atomic_update(p, [v](type old) -> type { return next; }); \
   }
-#define EMULATOR_INTEGER_ATOMICS(type)                \
-  EMULATOR_ATOMIC(atomicAdd, type, old + v)           \
-  EMULATOR_ATOMIC(atomicMin, type, v < old ? v : old) \
-  EMULATOR_ATOMIC(atomicMax, type, v > old ? v : old) \
-  EMULATOR_ATOMIC(atomicAnd, type, old& v)            \
-  EMULATOR_ATOMIC(atomicOr, type, old | v)            \
-  EMULATOR_ATOMIC(atomicXor, type, old ^ v)           \
+#define EMULATOR_INTEGER_ATOMICS(type)                            \
+  EMULATOR_ATOMIC(atomicAdd, type, emulator::wrapped_sum(old, v)) \
+  EMULATOR_ATOMIC(atomicMin, type, v < old ? v : old)             \
+  EMULATOR_ATOMIC(atomicMax, type, v > old ? v : old)             \
+  EMULATOR_ATOMIC(atomicAnd, type, old& v)                        \
+  EMULATOR_ATOMIC(atomicOr, type, old | v)                        \
+  EMULATOR_ATOMIC(atomicXor, type, old ^ v)                       \
   EMULATOR_ATOMIC(atomicExch, type, ((void)old, v))
 EMULATOR_INTEGER_ATOMICS(int)
 EMULATOR_INTEGER_ATOMICS(unsigned)
 EMULATOR_INTEGER_ATOMICS(unsigned long long)
-EMULATOR_ATOMIC(atomicSub, int, old - v)
+EMULATOR_ATOMIC(atomicSub, int, static_cast<int>(static_cast<unsigned>(old) - static_cast<unsigned>(v)))
 EMULATOR_ATOMIC(atomicSub, unsigned, old - v)
 EMULATOR_ATOMIC(atomicInc, unsigned, old >= v ? 0u : old + 1u)
 EMULATOR_ATOMIC(atomicDec, unsigned, old == 0 || old > v ? v : old - 1u)
