@@ -11,7 +11,7 @@ namespace dvt::cuda {
 namespace {
 
 constexpr int64_t kChannels = 3;
-constexpr uintptr_t kAlignment = 256;
+constexpr uintptr_t kAlignment = 16;
 
 ResizeTables lay_out_tables(const PixelsPlan& plan, void* memory, size_t* bytes) {
   const auto taps = [](int64_t source, int64_t target) {

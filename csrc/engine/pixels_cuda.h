@@ -11,7 +11,7 @@
 
 namespace dvt::cuda {
 
-// Bytes of device memory, 256-byte aligned, for the filter tables of any source up to the plan's largest.
+// Bytes of device memory, 16-byte aligned, for the filter tables of any source up to the plan's largest.
 size_t pixels_tables_bytes(const PixelsPlan& plan);
 
 // Makes the tables for sources of height x width pixels of `kind`, uint8 or float32. They stay good until they are

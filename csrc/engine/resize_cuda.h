@@ -39,7 +39,7 @@ struct ResizeTables {
 
 // How many source pixels a target pixel can see where `step` of them make one: no more than the source has.
 int64_t resize_taps(double step, int64_t source);
-// The bytes of two tables, and where they lie in memory that is aligned to 256 bytes. capacity_x, capacity_y: of taps.
+// The bytes of two tables, and where they lie in memory that is aligned to 16 bytes. capacity_x, capacity_y: of taps.
 size_t resize_tables_bytes(int64_t views, int64_t height, int64_t width, int64_t capacity_y, int64_t capacity_x);
 ResizeTables resize_tables(void* memory, int64_t views, int64_t height, int64_t width, int64_t capacity_y,
                            int64_t capacity_x);

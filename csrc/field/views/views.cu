@@ -15,7 +15,7 @@ namespace dvt::cuda {
 namespace {
 
 constexpr int64_t kChannels = 3;
-constexpr uintptr_t kAlignment = 256;
+constexpr uintptr_t kAlignment = 16;
 
 ResizeSpan span_of(double from, double to, int64_t target) {
   const float first = static_cast<float>(from), last = static_cast<float>(to);
@@ -82,9 +82,11 @@ Status views_forward(const ViewsRequest& r) {
   size_t bytes = 0;
   DVT_RETURN_IF_ERROR(views_workspace_bytes(r, &bytes));
   if (!r.image.data) return invalid_argument("the image of views must have data, got null");
-  if (!r.workspace || reinterpret_cast<uintptr_t>(r.workspace) % kAlignment != 0 || r.workspace_bytes < bytes)
-    return invalid_argument("the workspace of views must have ", bytes, " bytes, aligned to ", kAlignment, ", got ",
-                            r.workspace_bytes);
+  if (!r.workspace || r.workspace_bytes < bytes)
+    return invalid_argument("the workspace of views must have ", bytes, " bytes, got ",
+                            r.workspace ? r.workspace_bytes : 0);
+  if (reinterpret_cast<uintptr_t>(r.workspace) % kAlignment != 0)
+    return invalid_argument("the workspace of views must be aligned to ", kAlignment, " bytes");
   const int64_t element = size_of(r.type);
   if (!r.out || reinterpret_cast<uintptr_t>(r.out) % static_cast<uintptr_t>(element) != 0)
     return invalid_argument("the result of views must have data that is aligned to its elements");

@@ -20,7 +20,7 @@ struct ViewsRequest {
   float scale[3] = {}, shift[3] = {};  // normalised = pixel (0..255) * scale + shift, a channel
   Dtype type = Dtype::float32;         // or float16, bfloat16
   void* out = nullptr;                 // device memory, [views, 3, height, width]
-  void* workspace = nullptr;           // device memory, aligned to 256 bytes
+  void* workspace = nullptr;           // device memory, aligned to 16 bytes
   size_t workspace_bytes = 0;
   void* stream = nullptr;
 };
