@@ -51,6 +51,19 @@ def cuda():
 
 
 @pytest.fixture
+def emulator(cuda):
+    """The emulated device, to be changed; skipped on a real one."""
+    if not cuda.emulated:
+        pytest.skip("a real device neither fails nor shrinks on demand")
+    from cuda_samples import Emulator
+
+    device = Emulator(cuda.library)
+    device.reset()
+    yield device
+    device.restore()
+
+
+@pytest.fixture
 def program(monkeypatch, capfd, tmp_path):
     """Runs `dvt-fast` in this process and in `tmp_path`, as its entry point does: (exit code, stdout, stderr)."""
     from dvt_fast.cli import main

@@ -185,3 +185,32 @@ def assert_as_good_as(found: np.ndarray, rival: np.ndarray, truth: np.ndarray, t
     """`found` is at most `times` as far from the float64 `truth` as `rival`, the same in torch in the same dtype."""
     ours, theirs = error(found, truth), error(rival, truth)
     assert ours <= times * theirs + 1e-7, f"error {ours:.2e}, torch's is {theirs:.2e}"
+
+
+class Emulator:
+    """The emulator's settings and counts (tests/emulator/settings.h), for what no real device does when asked to."""
+
+    def __init__(self, library: Path):
+        self._library = ctypes.CDLL(str(library))
+        self._library.dvt_emulator_count.restype = ctypes.c_longlong
+        self._changed: set[str] = set()
+
+    def set(self, **settings: float | None) -> None:
+        """`set(MEMORY=1e6)` is DVT_EMULATOR_MEMORY; None is what it was."""
+        for name, value in settings.items():
+            text = None if value is None else repr(value).encode()
+            self._library.dvt_emulator_set(f"DVT_EMULATOR_{name}".encode(), text)
+            self._changed.add(name)
+
+    def count(self, what: str) -> int:
+        """ "launches", "allocations", "bytes" (allocated now) or "copies", since the last `reset`."""
+        return self._library.dvt_emulator_count(what.encode())
+
+    def reset(self) -> None:
+        """Forget a device that failed; counts start again."""
+        self._library.dvt_emulator_reset()
+
+    def restore(self) -> None:
+        """A device that works, with the environment's settings."""
+        self.set(**dict.fromkeys(self._changed))
+        self.reset()
