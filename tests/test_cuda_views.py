@@ -160,3 +160,20 @@ def test_views_in_16_bits_and_batches_of_any_size(cuda):
     )
     for dtype in (torch.float16, torch.bfloat16):
         assert torch.equal(on_device.views(edges, flips, (28, 28), dtype), views.to(dtype))
+
+
+def test_without_kernels_for_the_device_views_are_made_on_the_cpu(monkeypatch):
+    from types import SimpleNamespace
+
+    from dvt_fast import cuda_views
+    from dvt_fast.errors import UnsupportedError
+
+    def refuse(index):
+        raise UnsupportedError("this build computes on the CPU only")
+
+    monkeypatch.setattr(cuda_views._native, "cuda_check_device", refuse)
+    cuda_views.can_be_used.cache_clear()
+    for kind in ("cpu", "cuda"):
+        vit = SimpleNamespace(device=SimpleNamespace(type=kind, index=0))
+        assert cuda_views.upload(Image.new("RGB", (4, 4)), vit) is None
+    cuda_views.can_be_used.cache_clear()
