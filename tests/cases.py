@@ -47,7 +47,21 @@ def _gemm_bytes(case: Case) -> int:
     return s.get("batch", 1) * (size * s["k"] * (s["m"] + s["n"]) + 4 * s["m"] * s["n"])
 
 
-COSTS: dict[str, tuple[Callable[[Case], int], Callable[[Case], int]]] = {"gemm": (_gemm_flops, _gemm_bytes)}
+def _linear_flops(case: Case) -> int:
+    s = case.shape
+    return 2 * s["rows"] * s["in"] * s["out"] * (1 + s.get("gated", 0))
+
+
+def _linear_bytes(case: Case) -> int:
+    s = case.shape
+    weights = s["in"] * s["out"] * (1 + s.get("gated", 0))
+    return SIZES[case.dtype] * (s["rows"] * (s["in"] + s["out"]) + weights)
+
+
+COSTS: dict[str, tuple[Callable[[Case], int], Callable[[Case], int]]] = {
+    "gemm": (_gemm_flops, _gemm_bytes),
+    "linear": (_linear_flops, _linear_bytes),
+}
 
 
 def _gemms() -> Iterator[Case]:
@@ -62,7 +76,37 @@ def _gemms() -> Iterator[Case]:
             yield Case("gemm", f"{layout}-{m}x{n}x{k}", shape, dtype, {"transpose": layout}, small=False)
 
 
-ALL = [*_gemms()]
+def _linears() -> Iterator[Case]:
+    activations = ("none", "gelu", "gelu_tanh", "quick_gelu", "silu", "relu")
+    for dtype in ("float16", "bfloat16", "tf32", "float32"):
+        for activation in activations:
+            yield _linear(50, 72, 40, dtype, activation)
+            if activation != "none":
+                yield _linear(50, 72, 40, dtype, activation, gated=True)
+        # One of everything; ragged in each; whole tiles; K with a tail of less than 16 bytes.
+        for rows, cin, out in ((1, 1, 1), (129, 200, 67), (128, 128, 128), (70, 515, 37)):
+            yield _linear(rows, cin, out, dtype, "none")
+            yield _linear(rows, cin, out, dtype, "gelu")
+            yield _linear(rows, cin, out, dtype, "silu", gated=True)
+        for rows in (256, 1369, 5329):
+            for cin, out, activation in (
+                (768, 2304, "none"),
+                (768, 768, "none"),
+                (768, 3072, "gelu"),
+                (3072, 768, "none"),
+            ):
+                yield _linear(rows, cin, out, dtype, activation, small=False)
+
+
+def _linear(
+    rows: int, cin: int, out: int, dtype: str, activation: str, gated: bool = False, small: bool = True
+) -> Case:
+    name = f"{rows}x{cin}x{out}-{activation}{'-gated' if gated else ''}"
+    shape = {"rows": rows, "in": cin, "out": out, "gated": int(gated)}
+    return Case("linear", name, shape, dtype, {"activation": activation}, small=small)
+
+
+ALL = [*_gemms(), *_linears()]
 
 
 def cases(op: str, small: bool | None = None) -> list[Case]:

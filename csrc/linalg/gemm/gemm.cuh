@@ -77,11 +77,21 @@ struct GemmPlace {
 struct GemmStorePart;
 
 // What an epilogue is: a struct, copied to each thread, with these functions. `begin` is called once by every thread
-// of a block before its first sums, after the previous kernel's end was waited for; `end` after its last. Part: the
-// epilogue of the first kernel where K is split.
+// of a block before its first sums, after the previous kernel's end was waited for; `end` after its last.
+//
+// One that reads memory for its sums says so with a struct Loaded that is not empty: `load` is called for kTogether
+// places before `apply(place, sums, loaded)` is for the first of them, so that their reads are under way together (the
+// compiler cannot move them ahead of stores).
+//
+// Part: the epilogue of the first kernel where K is split; kSplits: whether the kernels for that are wanted at all.
 struct GemmEpilogue {
   using Part = GemmStorePart;
+  static constexpr bool kSplits = true;
+  struct Loaded {};
+  static constexpr int kTogether = 1;
+
   DVT_DEVICE void begin() {}
+  DVT_DEVICE Loaded load(const GemmPlace&) { return {}; }
   DVT_DEVICE void apply(const GemmPlace&, float (&)[8]) {}
   DVT_DEVICE void end() {}
 };
@@ -131,6 +141,16 @@ DVT_DEVICE void round_operands(uint32_t (&f)[kCount][kRegisters]) {
 #pragma unroll
       for (int r = 0; r < kRegisters; ++r) f[i][r] = round_operand(f[i][r]);
   }
+}
+
+template <class Epilogue>
+DVT_DEVICE void apply(const GemmOperands& p, const GemmPlace& at, float (&v)[8],
+                      const typename Epilogue::Loaded& loaded, Epilogue& epilogue) {
+  if (at.row >= p.m || at.column >= p.n) return;
+  if constexpr (std::is_empty_v<typename Epilogue::Loaded>)
+    epilogue.apply(at, v);
+  else
+    epilogue.apply(at, v, loaded);
 }
 
 // f = upper + lower, each of 11 bits; what is left is 2^-22 of it.
@@ -275,19 +295,30 @@ DVT_DEVICE void gemm_finish_tile(const GemmOperands& p, int batch, int row0, int
   using OperandB = gemm_detail::Operand<typename Tile::B, Tile::kMajorB, Tile::kN, Tile::kWarpN, true>;
   const int warp = static_cast<int>(threadIdx.x) / 32, quad = static_cast<int>(ptx::lane_id()) & 3;
   const int warp_m = warp % Tile::kWarpsM * Tile::kWarpM, warp_n = warp / Tile::kWarpsM * Tile::kWarpN;
+  constexpr int kParts = Tile::kFragmentsN / 4, kPlaces = Tile::kFragmentsM * 2 * kParts;
+  constexpr int kTogether = Epilogue::kTogether;
+  static_assert(kPlaces % kTogether == 0, "places of a thread come in whole groups");
+  const auto place = [&](int at) {
+    const int row = row0 + warp_m + OperandA::row_of(at / kParts / 2, at / kParts % 2);
+    const int column = column0 + warp_n + 32 * (at % kParts) + 8 * quad;
+    return GemmPlace{batch, row, column, min(8, p.n - column)};
+  };
 #pragma unroll
-  for (int i = 0; i < Tile::kFragmentsM; ++i)
+  for (int first = 0; first < kPlaces; first += kTogether) {
+    typename Epilogue::Loaded loaded[kTogether];
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = row0 + warp_m + OperandA::row_of(i, half);
-#pragma unroll
-      for (int part = 0; part < Tile::kFragmentsN / 4; ++part) {
-        float v[8];
-        OperandB::gather(sums.c[i], part, half, v);
-        const int column = column0 + warp_n + 32 * part + 8 * quad;
-        if (row < p.m && column < p.n) epilogue.apply({batch, row, column, min(8, p.n - column)}, v);
-      }
+    for (int j = 0; j < kTogether; ++j) {
+      const GemmPlace at = place(first + j);
+      if (at.row < p.m && at.column < p.n) loaded[j] = epilogue.load(at);
     }
+#pragma unroll
+    for (int j = 0; j < kTogether; ++j) {
+      const int at = first + j;
+      float v[8];
+      OperandB::gather(sums.c[at / kParts / 2], at % kParts, at / kParts % 2, v);
+      gemm_detail::apply(p, place(at), v, loaded[j], epilogue);
+    }
+  }
 }
 
 // The part of K that split `split` of `splits` adds up: whole stages.
@@ -331,6 +362,10 @@ __global__ void __launch_bounds__(kGemmFinishThreads)
   const int64_t piece = static_cast<int64_t>(blockIdx.x) * kGemmFinishThreads + threadIdx.x, size = int64_t{m} * stride;
   const int row = static_cast<int>(piece * 8 / stride), column = static_cast<int>(piece * 8 % stride);
   if (row < m && column < n) {
+    GemmOperands p;
+    p.m = m, p.n = n;
+    const GemmPlace at{static_cast<int>(blockIdx.y), row, column, min(8, n - column)};
+    const typename Epilogue::Loaded loaded = epilogue.load(at);
     const float4* from = reinterpret_cast<const float4*>(parts + blockIdx.y * size + piece * 8);
     float v[8] = {};
     for (int s = 0; s < splits; ++s, from += gridDim.y * size / 4) {
@@ -338,7 +373,7 @@ __global__ void __launch_bounds__(kGemmFinishThreads)
       v[0] += low.x, v[1] += low.y, v[2] += low.z, v[3] += low.w;
       v[4] += high.x, v[5] += high.y, v[6] += high.z, v[7] += high.w;
     }
-    epilogue.apply({static_cast<int>(blockIdx.y), row, column, min(8, n - column)}, v);
+    gemm_detail::apply(p, at, v, loaded, epilogue);
   }
   epilogue.end();
 }

@@ -60,6 +60,25 @@ struct GemmLaunch {
   bool overlap = false;
 };
 
+namespace gemm_detail {
+
+// Parts of the sums, then the sums of the parts. config: of the first kernel.
+template <class Tile, class Epilogue>
+Status launch_split(const char* name, const GemmOperands& p, const Epilogue& epilogue, const GemmLaunch& how,
+                    Launch config) {
+  const int stride = static_cast<int>(gemm_part_stride(p.n));
+  const int64_t part = int64_t{p.m} * stride;
+  using Part = typename Epilogue::Part;
+  DVT_RETURN_IF_ERROR(launch(name, gemm_kernel<Tile, Part>, config, p, Part::make(how.parts, stride, part)));
+  config.grid = dim3(static_cast<unsigned>(ceil_div(part / 8, kGemmFinishThreads)), static_cast<unsigned>(how.batch));
+  config.block = dim3(kGemmFinishThreads);
+  config.shared_bytes = 0;
+  return launch(name, gemm_finish_kernel<Epilogue>, config, static_cast<const float*>(how.parts), stride, p.m, p.n,
+                p.splits, epilogue);
+}
+
+}  // namespace gemm_detail
+
 // C = op(A) op(B), handed to the epilogue; with p.splits > 1 in two kernels, sums always in one order.
 template <class Tile, class Epilogue>
 Status gemm_launch(const char* name, const GemmOperands& p, const Epilogue& epilogue, const GemmLaunch& how) {
@@ -74,15 +93,8 @@ Status gemm_launch(const char* name, const GemmOperands& p, const Epilogue& epil
   config.stream = how.stream;
   config.overlap = how.overlap;
   if (p.splits == 1) return launch(name, gemm_kernel<Tile, Epilogue>, config, p, epilogue);
-  const int stride = static_cast<int>(gemm_part_stride(p.n));
-  const int64_t part = int64_t{p.m} * stride;
-  using Part = typename Epilogue::Part;
-  DVT_RETURN_IF_ERROR(launch(name, gemm_kernel<Tile, Part>, config, p, Part::make(how.parts, stride, part)));
-  config.grid = dim3(static_cast<unsigned>(ceil_div(part / 8, kGemmFinishThreads)), batch);
-  config.block = dim3(kGemmFinishThreads);
-  config.shared_bytes = 0;
-  return launch(name, gemm_finish_kernel<Epilogue>, config, static_cast<const float*>(how.parts), stride, p.m, p.n,
-                p.splits, epilogue);
+  if constexpr (Epilogue::kSplits) return gemm_detail::launch_split<Tile>(name, p, epilogue, how, config);
+  return Status(StatusCode::internal, "K of a product was split that has no kernels for it");
 }
 
 }  // namespace dvt::cuda
