@@ -58,6 +58,7 @@ struct Params {
 // uint8 pixels: 4 bytes each in shared memory, sums of integers.
 struct Bytes {
   static constexpr bool kCanBePacked = true;
+  static constexpr int kBlocks = 4;     // on a multiprocessor: what their registers are limited by
   static constexpr int kSegment = 256;  // source pixels of a line at once
   static constexpr int kPitch = kSegment + kSegment / 32 + 1;
   typedef uint32_t Staged[kLines][kPitch];
@@ -93,6 +94,7 @@ struct Bytes {
 // float32 pixels: three planes.
 struct Floats {
   static constexpr bool kCanBePacked = false;
+  static constexpr int kBlocks = 3;
   static constexpr int kSegment = 64;
   static constexpr int kPitch = kSegment + kSegment / 32 + 1;
   typedef float Staged[kChannels][kLines][kPitch];
@@ -183,7 +185,7 @@ DVT_DEVICE void stage_lines(const Params& params, const char* source, int line0,
 
 // kRows: target pixels across, of each warp; the tile has 8 kRows.
 template <class Pixels, class Out, int kRows>
-__global__ void __launch_bounds__(kThreads, 4) resize_kernel(Params params) {
+__global__ void __launch_bounds__(kThreads, Pixels::kBlocks) resize_kernel(Params params) {
   typedef typename Pixels::Sum Sum;
   Shared<Pixels>& shared = ptx::shared<Shared<Pixels>>();
   const int lane = static_cast<int>(ptx::lane_id()), warp = static_cast<int>(threadIdx.x) / 32;
