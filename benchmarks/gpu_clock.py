@@ -40,6 +40,10 @@ class Gpu:
         l2 = getattr(torch.cuda.get_device_properties(self.torch), "L2_cache_size", 64 << 20)
         self._swept = torch.empty(2 * l2, dtype=torch.uint8, device=self.torch)
 
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` in this device's memory."""
+        return tensor.to(self.torch)
+
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.torch)
 
@@ -91,6 +95,13 @@ class Processor:
 
         def elapsed_time(self, end: Processor._Event) -> float:
             return 1e3 * (end.at - self.at)
+
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` in the memory of dvt_fast's emulated device, which torch takes for its own."""
+        from dvt_fast import _native
+
+        there = _native.DeviceArray(list(tensor.shape), str(tensor.dtype).partition(".")[2], 0)
+        return torch.from_dlpack(there).copy_(tensor)
 
     def synchronize(self) -> None:
         pass

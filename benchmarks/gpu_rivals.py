@@ -38,8 +38,8 @@ def dvt_fast_engine(case: Case, device: Device) -> Run:
 
     grid = case.grid if case.input == "features" else None
     session = Engine.load(case.data, device="cuda", dtype="bfloat16").session(input=case.input, grid=grid)
-    x = torch.from_numpy(case.x).to(device.torch, torch.bfloat16)
-    out = torch.empty(1, *case.grid, case.dim, dtype=torch.bfloat16, device=device.torch)
+    x = device.put(torch.from_numpy(case.x).bfloat16())
+    out = device.put(torch.empty(1, *case.grid, case.dim, dtype=torch.bfloat16))
 
     def run() -> torch.Tensor:
         session.run(x, out=out, stream=0 if device.emulated else torch.cuda.current_stream())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,22 @@ class Cuda:
     library: Path | None
 
     def to_device(self, x: Any) -> Any:
-        """`x`, an array or a tensor, as what device="cuda" takes without a copy: a tensor on it, or main memory."""
+        """`x`, an array or a tensor, as a torch tensor in the memory of device 0, the emulated one too."""
         import torch
 
         tensor = x if isinstance(x, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(x))
-        return tensor if self.emulated else tensor.cuda()
+        return self.empty(tensor.shape, tensor.dtype).copy_(tensor)
+
+    def empty(self, shape: Sequence[int], dtype: Any = None) -> Any:
+        """A new torch tensor in the memory of device 0; float32 unless `dtype`, torch's, says otherwise."""
+        import torch
+
+        dtype = dtype or torch.float32
+        if not self.emulated:
+            return torch.empty(tuple(shape), dtype=dtype, device="cuda")
+        from dvt_fast import _native
+
+        return torch.from_dlpack(_native.DeviceArray(list(shape), str(dtype).partition(".")[2], 0))
 
     def to_numpy(self, x: Any) -> np.ndarray:
         """Values in main memory, bfloat16 as float32."""
@@ -73,7 +84,7 @@ class Cuda:
     def stream(self) -> Any:
         """A stream of its own as `run(..., stream=)` takes it; the default one in the emulator.
 
-        Giving one is what makes a call take arrays in main memory for arrays on the device there.
+        There torch says of every tensor that it is on the CPU: it is the stream that says where a session looks for it.
         """
         if self.emulated:
             return 0
