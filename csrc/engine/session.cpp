@@ -9,21 +9,6 @@
 #include "engine/tensor_io.h"
 
 namespace dvt {
-namespace {
-
-// The view of image i of a batch, of rank 3.
-TensorView image_of(const TensorView& view, int64_t i) {
-  if (view.rank == 3) return view;
-  TensorView one = view;
-  one.rank = 3;
-  one.data = static_cast<char*>(view.data) + i * view.strides[0] * size_of(view.dtype);
-  std::copy_n(view.shape + 1, 3, one.shape);
-  std::copy_n(view.strides + 1, 3, one.strides);
-  return one;
-}
-
-}  // namespace
-
 // What one run works with. Every phase is a loop over what the threads claim, and a barrier.
 struct Session::State::Frame {
   State& state;
@@ -261,7 +246,7 @@ Status Session::run(const TensorView& input, const TensorView& output, const Ten
   if (!state_->team->in_this_process())
     return Status(StatusCode::unsupported, "this session is of the process that was forked: make another one here");
   DVT_RETURN_IF_ERROR(state_->check_isa());
-  DVT_RETURN_IF_ERROR(state_->check(input, output, raw));
+  DVT_RETURN_IF_ERROR(check_tensors(state_->kind, state_->options, input, output, raw));
   if (!workspace) {
     workspace = state_->own_workspace.at_least(static_cast<int64_t>(state_->workspace_bytes));
   } else {

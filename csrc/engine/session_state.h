@@ -11,6 +11,7 @@
 #include "engine/model_packed.h"
 #include "engine/pixels.h"
 #include "engine/session.h"
+#include "engine/session_options.h"
 
 namespace dvt {
 
@@ -38,6 +39,7 @@ struct Session::State {
   }
 
   std::shared_ptr<const Model> model;
+  SessionModel kind;
   SessionOptions options;
   std::array<int64_t, 2> grid = {0, 0};
   std::optional<Stage> vit, denoiser;
@@ -50,7 +52,6 @@ struct Session::State {
 
   Status plan();
   Status check_isa() const;
-  Status check(const TensorView& input, const TensorView& output, const TensorView* raw) const;
 
   struct Frame;  // one run
 };

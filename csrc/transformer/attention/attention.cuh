@@ -168,6 +168,7 @@ struct AttentionMath<tf32, kThree> {
     ptx::mma_m16n8k8_tf32(c, a_high, b_high);
   }
   static DVT_DEVICE void store(T* to, float low, float high) {
+    if (!kThree) low = from_float<tf32>(low).value, high = from_float<tf32>(high).value;
     *reinterpret_cast<float2*>(to) = make_float2(low, high);
   }
 };

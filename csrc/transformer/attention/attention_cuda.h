@@ -11,7 +11,7 @@
 namespace dvt::cuda {
 
 // How qkv and the result are stored. Both float32 ones run on tf32 products: `tf32` on one for each, `float32` on
-// three, which leave the error of float32 arithmetic.
+// three, which leave the error of float32 arithmetic. What `tf32` writes is rounded to it, for a product of that type.
 enum class AttentionType { float16, bfloat16, tf32, float32 };
 
 constexpr int64_t kMaxHeadDim = 128;  // and a multiple of 16, from 32 on: other heads are padded with zero channels
