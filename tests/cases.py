@@ -58,9 +58,18 @@ def _linear_bytes(case: Case) -> int:
     return SIZES[case.dtype] * (s["rows"] * (s["in"] + s["out"]) + weights)
 
 
+def _norm_flops(case: Case) -> int:
+    return 8 * case.shape["rows"] * case.shape["dim"]
+
+
+def _norm_bytes(case: Case) -> int:
+    return case.shape["rows"] * case.shape["dim"] * (SIZES[case.words["x"]] + SIZES[case.dtype])
+
+
 COSTS: dict[str, tuple[Callable[[Case], int], Callable[[Case], int]]] = {
     "gemm": (_gemm_flops, _gemm_bytes),
     "linear": (_linear_flops, _linear_bytes),
+    "layer_norm": (_norm_flops, _norm_bytes),
 }
 
 
@@ -106,7 +115,21 @@ def _linear(
     return Case("linear", name, shape, dtype, {"activation": activation}, small=small)
 
 
-ALL = [*_gemms(), *_linears()]
+def _norms() -> Iterator[Case]:
+    pairs = (("float32", "float32"), ("float32", "float16"), ("float32", "bfloat16"))
+    for x, y in (*pairs, ("float16", "float16"), ("bfloat16", "bfloat16")):
+        for kind in ("layer", "rms"):
+            # A lane's last vector, whole warps, more warps a row, an odd channel, one channel.
+            for rows, dim in ((9, 768), (5, 100), (3, 1023), (2, 2048), (2, 3001), (1, 8192), (4, 1)):
+                yield Case(
+                    "layer_norm", f"{kind}-{rows}x{dim}-{x}", {"rows": rows, "dim": dim}, y, {"kind": kind, "x": x}
+                )
+    for rows in (256, 1369, 5329):
+        shape = {"rows": rows, "dim": 768}
+        yield Case("layer_norm", f"layer-{rows}x768", shape, "bfloat16", {"kind": "layer", "x": "float32"}, small=False)
+
+
+ALL = [*_gemms(), *_linears(), *_norms()]
 
 
 def cases(op: str, small: bool | None = None) -> list[Case]:

@@ -1,5 +1,5 @@
-// Eight neighbouring numbers of a row at a time, as float32, of whichever type they are stored in: 16 bytes an access
-// where rows are aligned, one number an access where they are not or where the row ends.
+// Four or eight neighbouring numbers of a row at a time, as float32, of whichever type they are stored in: 16 bytes an
+// access where rows are aligned, one number an access where they are not or where the row ends.
 #pragma once
 
 #include "cuda/numeric.cuh"
@@ -42,6 +42,39 @@ DVT_DEVICE void store8(T* p, int count, bool aligned, const float (&v)[8]) {
   }
 #pragma unroll
   for (int j = 0; j < 8; ++j)
+    if (j < count) p[j] = from_float<T>(v[j]);
+}
+
+// The same for four numbers: 16 or 8 bytes an access.
+template <class T>
+DVT_DEVICE void load4(const T* p, int count, bool aligned, float (&v)[4]) {
+  if (aligned && count >= 4) {
+    if constexpr (sizeof(T) == 2) {
+      const uint2 x = *reinterpret_cast<const uint2*>(p);
+      const float2 a = unpack2<T>(x.x), b = unpack2<T>(x.y);
+      v[0] = a.x, v[1] = a.y, v[2] = b.x, v[3] = b.y;
+    } else {
+      const float4 a = *reinterpret_cast<const float4*>(p);
+      v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
+    }
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) v[j] = j < count ? to_float(p[j]) : 0.0f;
+}
+
+template <class T>
+DVT_DEVICE void store4(T* p, int count, bool aligned, const float (&v)[4]) {
+  if (aligned && count >= 4) {
+    if constexpr (sizeof(T) == 2)
+      *reinterpret_cast<uint2*>(p) = make_uint2(pack2<T>(v[0], v[1]), pack2<T>(v[2], v[3]));
+    else
+      *reinterpret_cast<float4*>(p) = make_float4(to_float(from_float<T>(v[0])), to_float(from_float<T>(v[1])),
+                                                  to_float(from_float<T>(v[2])), to_float(from_float<T>(v[3])));
+    return;
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
     if (j < count) p[j] = from_float<T>(v[j]);
 }
 
