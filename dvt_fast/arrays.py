@@ -1,14 +1,17 @@
-"""Arrays of any kind in: NumPy arrays, torch tensors, and whatever else speaks DLPack in main memory.
+"""Arrays of any kind in: NumPy arrays, torch tensors, and whatever else speaks DLPack, in main memory or on a device.
 
-What goes out is a torch tensor where one came in, and a NumPy array for anything else.
+What goes out is a torch tensor where one came in, our own array, which speaks DLPack, where another one on a device
+came in, and a NumPy array for anything else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from .devices import Device, device_of
 from .errors import InputError
 
 
@@ -20,7 +23,11 @@ def is_tensor(value: Any) -> bool:
 def to_numpy(value: Any, name: str = "array") -> np.ndarray:
     """`value` as a NumPy array of real numbers, without a copy where possible; torch's bfloat16 becomes float32."""
     expected = f"{name} must be a NumPy array, a torch tensor or a DLPack object"
-    if is_tensor(value):
+    if type(value).__name__ == "DeviceArray":
+        array = value.numpy()
+        if value.dtype == "bfloat16":
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+    elif is_tensor(value):
         value = value.detach().cpu()
         array = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
     else:
@@ -42,6 +49,43 @@ def like(array: np.ndarray, reference: Any) -> Any:
     import torch
 
     return torch.from_numpy(array).to(reference.device)
+
+
+def empty_like_kind(shape: Sequence[int], reference: Any, device: Device) -> Any:
+    """A new float32 array on a CUDA device: a torch tensor where `reference` is one, else one that speaks DLPack."""
+    if is_tensor(reference):
+        import torch
+
+        return torch.empty(tuple(shape), dtype=torch.float32, device=reference.device)
+    from . import _native
+
+    return _native.DeviceArray(list(shape), "float32", device.index)
+
+
+def last_view(features: Any) -> np.ndarray:
+    """The last of views [V, ...], wherever they lie, as float32 in main memory."""
+    return to_numpy(features[-1]).astype(np.float32, copy=False)
+
+
+def give_back(array: Any, reference: Any) -> Any:
+    """`array`, NumPy's or one of ours on a device, as what `reference` is and where it is.
+
+    A torch tensor on the same device where that is a tensor, one of ours where it is another array on a CUDA device,
+    and a NumPy array otherwise.
+    """
+    where = device_of(reference)
+    if isinstance(array, np.ndarray) or not where.is_cuda:
+        array = array if isinstance(array, np.ndarray) else array.numpy()
+        if is_tensor(reference) or not where.is_cuda:
+            return like(array, reference)
+        from . import _native
+
+        return _native.DeviceArray.from_numpy(np.ascontiguousarray(array), "float32", where.index)
+    if not is_tensor(reference):
+        return array
+    import torch
+
+    return torch.from_dlpack(array).to(reference.device)
 
 
 def writable(value: Any, name: str) -> np.ndarray:

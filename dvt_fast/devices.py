@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import InputError
+from .errors import DvtError, InputError
 
 _DLPACK_CUDA = (2, 13)  # DLPack's codes of CUDA memory and CUDA managed memory
 
@@ -47,6 +47,16 @@ def usable_device(device: Any) -> Device:
 
         _native.cuda_check_device(parsed.index)
     return parsed
+
+
+def compute_device(wish: Any, otherwise: Device) -> Device:
+    """The device that `wish` names, which must be usable; for None `otherwise`, or the CPU where that is not."""
+    if wish is not None:
+        return usable_device(wish)
+    try:
+        return usable_device(otherwise)
+    except DvtError:
+        return CPU
 
 
 def device_of(array: Any) -> Device:

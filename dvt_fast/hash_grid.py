@@ -1,9 +1,10 @@
-"""`HashGrid`: a multi-resolution hash grid as a torch module, a drop-in for `tinycudann.Encoding`'s, on the CPU.
+"""`HashGrid`: a multi-resolution hash grid as a torch module, a drop-in for `tinycudann.Encoding`'s, on CPU and CUDA.
 
 Parameters, their order and the index mathematics are tiny-cuda-nn's (Mueller et al., "Instant Neural Graphics
 Primitives", 2022), so that `params` can be copied either way; the output is float32. The operators are registered with
-`torch.library`, so autograd, `torch.compile` and `torch.export` know them. Gradients are the same bits for any number
-of threads.
+`torch.library`, so autograd, `torch.compile` and `torch.export` know them. On the CPU gradients are the same bits for
+any number of threads. On CUDA those of the parameters are summed in an order that is not fixed, unless torch is asked
+for deterministic algorithms (`torch.use_deterministic_algorithms`).
 """
 
 from __future__ import annotations
@@ -80,6 +81,48 @@ def _backward_coords(coords: Tensor, params: Tensor, d_out: Tensor, *config: Any
     return torch.from_numpy(_layout(*config).backward_coords(_numpy(coords), _numpy(params), _numpy(d_out)))
 
 
+def _place(tensor: Tensor) -> tuple[int, int]:
+    """The device of a CUDA tensor, and torch's stream there, as numbers."""
+    index = tensor.device.index or 0
+    return index, torch.cuda.current_stream(index).cuda_stream if tensor.is_cuda else 0
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().float().contiguous()
+
+
+def _forward_cuda(coords: Tensor, params: Tensor, *config: Any) -> Tensor:
+    layout = _layout(*config)
+    out = coords.new_empty(len(coords), layout.n_output_dims, dtype=torch.float32)
+    _native.cuda_hash_grid_forward(layout, _plain(coords), _plain(params), out, len(coords), *_place(coords))
+    return out
+
+
+def _backward_params_cuda(coords: Tensor, d_out: Tensor, *config: Any) -> Tensor:
+    layout = _layout(*config)
+    d_params = d_out.new_empty(layout.n_params, dtype=torch.float32)
+    space = None
+    if torch.are_deterministic_algorithms_enabled():
+        space = d_out.new_empty(_native.cuda_hash_grid_workspace(layout), dtype=torch.uint8)
+    _native.cuda_hash_grid_backward_params(
+        layout, _plain(coords), _plain(d_out), d_params, len(coords), space, *_place(coords)
+    )
+    return d_params
+
+
+def _backward_coords_cuda(coords: Tensor, params: Tensor, d_out: Tensor, *config: Any) -> Tensor:
+    d_coords = torch.empty_like(coords, dtype=torch.float32, memory_format=torch.contiguous_format)
+    _native.cuda_hash_grid_backward_coords(
+        _layout(*config), _plain(coords), _plain(params), _plain(d_out), d_coords, len(coords), *_place(coords)
+    )
+    return d_coords
+
+
+torch.library.impl("dvt_fast::hash_grid", "cuda", _forward_cuda, lib=_library)
+torch.library.impl("dvt_fast::hash_grid_backward_params", "cuda", _backward_params_cuda, lib=_library)
+torch.library.impl("dvt_fast::hash_grid_backward_coords", "cuda", _backward_coords_cuda, lib=_library)
+
+
 @torch.library.register_fake("dvt_fast::hash_grid", lib=_library)
 def _forward_fake(coords: Tensor, params: Tensor, *config: Any) -> Tensor:
     return params.new_empty(coords.shape[0], _layout(*config).n_output_dims)
@@ -152,12 +195,13 @@ class HashGrid(torch.nn.Module):
         self.params = torch.nn.Parameter(torch.empty(layout.n_params).uniform_(-1e-4, 1e-4, generator=generator))
 
     def forward(self, coords: Tensor) -> Tensor:
-        """coords: [N, n_input_dims], any floating dtype, on the CPU."""
+        """coords: [N, n_input_dims], any floating dtype, on the parameters' device: the CPU or a CUDA device."""
         if coords.ndim != 2 or coords.shape[1] != self.n_input_dims:
             raise InputError(f"coords must have shape (N, {self.n_input_dims}), got {tuple(coords.shape)}")
-        for name, tensor in (("coords", coords), ("params", self.params)):
-            if tensor.device.type not in ("cpu", "meta"):
-                raise InputError(f"HashGrid runs on the CPU, got {name} on {tensor.device}")
+        if coords.device != self.params.device:
+            raise InputError(f"coords are on {coords.device} and the parameters on {self.params.device}: move one")
+        if coords.device.type not in ("cpu", "cuda", "meta"):
+            raise InputError(f"HashGrid runs on the CPU and on CUDA, got coords on {coords.device}")
         return torch.ops.dvt_fast.hash_grid(coords.float(), self.params.float(), *self.config)
 
     def extra_repr(self) -> str:

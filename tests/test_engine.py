@@ -197,7 +197,7 @@ def test_save_and_load(engine, tmp_path):
     again = Engine.load(path)
     np.testing.assert_array_equal(again.session().run(frame), engine.session().run(frame))
     assert again.source["vit"]["name"] == "dvt_mini" and again.has_vit and again.has_denoiser
-    assert repr(again) == f"Engine(ViT + denoiser, dim={engine.dim}, dtype='float32')"
+    assert repr(again) == f"Engine(ViT + denoiser, dim={engine.dim}, dtype='float32', device='cpu')"
 
 
 def test_a_denoiser_file_is_an_engine(denoiser, tmp_path):
@@ -401,5 +401,5 @@ def test_files_that_cannot_be(tmp_path):
         Engine.load(tmp_path / "empty.safetensors")
     with pytest.raises(InputError, match="dtype must be one of"):
         Engine.load(dvt_fast.Denoiser(64, (2, 2)), dtype="int8")
-    with pytest.raises(InputError, match="device 'cuda'"):
-        Engine.load(dvt_fast.Denoiser(64, (2, 2)), device="cuda")
+    with pytest.raises(InputError, match="device must be 'cpu', 'cuda' or 'cuda:N', got 'tpu'"):
+        Engine.load(dvt_fast.Denoiser(64, (2, 2)), device="tpu")

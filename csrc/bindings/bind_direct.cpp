@@ -4,33 +4,17 @@
 #include <algorithm>
 #include <memory>
 
-#include "bindings/convert.h"
-#include "field/direct_solver/direct_solver.h"
+#include "bindings/direct_arguments.h"
 
 namespace dvt::bindings {
 namespace {
-
-constexpr int64_t kMaxNodes = 1 << 24, kMaxPatches = 1 << 24, kMaxChannels = 1 << 20;
-
-// With these limits no product of sizes wraps, and what is too large for the machine fails where memory is asked for.
-void check_grid(int64_t ny, int64_t nx, int64_t channels) {
-  if (ny < 2 || nx < 2) raise_if_error(invalid_argument("grid must have at least 2 x 2 nodes, got ", ny, " x ", nx));
-  if (ny > kMaxNodes / nx)
-    raise_if_error(invalid_argument("grid must have at most ", kMaxNodes, " nodes, got ", ny, " x ", nx));
-  if (channels < 1 || channels > kMaxChannels)
-    raise_if_error(invalid_argument("channels must be 1 to ", kMaxChannels, ", got ", channels));
-}
 
 class PyDirectSolver {
  public:
   PyDirectSolver(int64_t ny, int64_t nx, int64_t patches, int64_t channels, const std::string& keep, bool cosine) {
     check_environment();
-    check_grid(ny, nx, channels);
-    if (patches < 1 || patches > kMaxPatches)
-      raise_if_error(invalid_argument("patches must be 1 to ", kMaxPatches, ", got ", patches));
-    if (keep != "borrow" && keep != "half" && keep != "nothing")
-      raise_if_error(invalid_argument("keep must be 'borrow', 'half' or 'nothing', got '", keep, "'"));
-    const Keep mode = keep == "borrow" ? Keep::borrow : keep == "half" ? Keep::half : Keep::nothing;
+    check_direct_problem(ny, nx, patches, channels);
+    const Keep mode = keep_of(keep);
     borrow_ = mode == Keep::borrow;
     py::gil_scoped_release release;
     solver_ = std::make_unique<DirectSolver>(GridShape{ny, nx}, patches, channels, mode, cosine);
@@ -53,22 +37,8 @@ class PyDirectSolver {
   py::tuple solve(py::object smoothness, py::object artifact_ridge, int passes, int residual, double outlier_threshold,
                   py::object prior, bool fix_artifacts, const std::string& method, double tolerance,
                   int max_iterations) {
-    if (method != "auto" && method != "schur" && method != "pcg")
-      raise_if_error(invalid_argument("method must be 'auto', 'schur' or 'pcg', got '", method, "'"));
-    DirectOptions options;
-    options.automatic_smoothness = smoothness.is_none();
-    if (!options.automatic_smoothness) options.smoothness = smoothness.cast<double>();
-    options.automatic_ridge = artifact_ridge.is_none();
-    if (!options.automatic_ridge) options.artifact_ridge = artifact_ridge.cast<double>();
-    options.passes = passes;
-    options.residual = residual;
-    options.outlier_threshold = outlier_threshold;
-    options.fix_artifacts = fix_artifacts;
-    options.method = method == "schur" ? DirectMethod::schur
-                     : method == "pcg" ? DirectMethod::pcg
-                                       : DirectMethod::automatic;
-    options.tolerance = tolerance;
-    options.max_iterations = max_iterations;
+    const DirectOptions options = direct_options(smoothness, artifact_ridge, passes, residual, outlier_threshold,
+                                                 fix_artifacts, method, tolerance, max_iterations);
     Array<float> prior_array;
     const float* prior_data = nullptr;
     if (!prior.is_none()) {
@@ -86,15 +56,7 @@ class PyDirectSolver {
       status = solver_->solve(options, prior_data, nodes_data, artifacts_data, &report);
     }
     raise_if_error(status);
-    py::dict info;
-    info["method"] = report.method == DirectMethod::pcg ? "pcg" : "schur";
-    info["passes"] = report.passes;
-    info["iterations"] = report.iterations;
-    info["smoothness"] = report.smoothness;
-    info["artifact_ridge"] = report.artifact_ridge;
-    info["median_residual"] = report.median_residual;
-    info["outlier_share"] = report.outlier_share;
-    return py::make_tuple(nodes, artifacts, info);
+    return py::make_tuple(nodes, artifacts, report_dict(report));
   }
 
  private:

@@ -5,6 +5,7 @@
 #include <exception>
 
 #include "bindings/field_arrays.h"
+#include "bindings/hashgrid_arguments.h"
 #include "core/buffer.h"
 #include "field/hashgrid_fitter.h"
 
@@ -144,38 +145,18 @@ class Fitter {
   }
 
   void run(int64_t count, const py::object& samples, int64_t report_every, const py::object& progress) {
-    Array<int64_t> sample_array;
-    const int64_t* sample_data = nullptr;
-    if (!samples.is_none()) {
-      sample_array = samples.cast<Array<int64_t>>();
-      count = std::min(count, fitter_->steps() - fitter_->step());
-      check_shape(sample_array, "samples", {count, fitter_->batch()});
-      sample_data = sample_array.data();
-    }
-    std::exception_ptr raised;  // by the callback or a signal: it travels past the core, not through it
-    const auto report = [&](int64_t step, int64_t steps, double loss) {
-      py::gil_scoped_acquire acquire;
-      try {
-        if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-        return progress.is_none() || !progress(step, steps, loss).is(py::bool_(false));
-      } catch (...) {
-        raised = std::current_exception();
-        return false;
-      }
-    };
-    Status status;
-    {
-      py::gil_scoped_release release;
-      status = fitter_->run(count, sample_data, std::max<int64_t>(1, report_every), report);
-    }
-    if (raised) std::rethrow_exception(raised);
-    raise_if_error(status);
+    count = std::min(count, fitter_->steps() - fitter_->step());
+    Array<int64_t> keep;
+    const int64_t* sample_data = samples_of(samples, count, fitter_->batch(), &keep);
+    run_with_progress(progress, [&](const auto& report) {
+      return fitter_->run(count, sample_data, std::max<int64_t>(1, report_every), report);
+    });
   }
 
   py::tuple gradients(const Array<int64_t>& samples, bool second_phase) {
     check_shape(samples, "samples", {fitter_->batch()});
-    py::dict arrays = empty();
-    const HashgridParameters grads = pointers(arrays);
+    py::dict arrays = HashgridArrays(fitter_->recipe()).empty();
+    const HashgridParameters grads = HashgridArrays::pointers(arrays);
     const int64_t* sample_data = samples.data();
     Losses losses;
     Status status;
@@ -184,30 +165,24 @@ class Fitter {
       status = fitter_->gradients(sample_data, second_phase, grads, &losses);
     }
     raise_if_error(status);
-    return py::make_tuple(as_dict(losses), arrays);
+    return py::make_tuple(losses_dict(losses), arrays);
   }
 
   py::dict parameters() {
-    py::dict arrays = empty();
-    const HashgridParameters from = current(), to = pointers(arrays);
+    const HashgridArrays layout(fitter_->recipe());
+    py::dict arrays = layout.empty();
+    const HashgridParameters from = current(), to = HashgridArrays::pointers(arrays);
     py::gil_scoped_release release;
-    std::copy_n(from.grid, fitter_->grid().n_params(), to.grid);
-    std::copy_n(from.field, fitter_->field_mlp().n_params(), to.field);
-    std::copy_n(from.artifacts, fitter_->patches() * channels(), to.artifacts);
-    std::copy_n(from.residual, fitter_->residual_mlp().n_params(), to.residual);
+    copy(layout, from, to);
     return arrays;
   }
 
   void set_parameters(const py::dict& arrays) {
     if (fitter_->step() != 0) raise_if_error(invalid_argument("parameters can be set before the first step only"));
-    std::vector<Array<float>> given;  // holds what the casts made until it is copied
-    for (const auto& [name, size] : sizes()) {
-      given.push_back(arrays[name].cast<Array<float>>());
-      check_shape(given.back(), name, {size});
-    }
-    const HashgridParameters to = current();
-    float* const targets[] = {to.grid, to.field, to.artifacts, to.residual};
-    for (size_t i = 0; i < given.size(); ++i) std::copy_n(given[i].data(), given[i].size(), targets[i]);
+    const HashgridArrays layout(fitter_->recipe());
+    std::vector<Array<float>> keep;
+    const HashgridParameters from = layout.given(arrays, &keep);
+    copy(layout, from, current());
   }
 
   py::tuple decomposition() {
@@ -225,45 +200,22 @@ class Fitter {
   }
 
   HashgridFitter& operator*() { return *fitter_; }
-  py::dict losses() const { return as_dict(fitter_->losses()); }
+  py::dict losses() const { return losses_dict(fitter_->losses()); }
   Array<float> loss_history() const {
     const auto& history = fitter_->loss_history();
     return Array<float>(static_cast<py::ssize_t>(history.size()), history.data());
   }
 
  private:
-  using Size = std::pair<const char*, int64_t>;
-  int64_t channels() const { return features_.shape(3); }
-  // In the order of HashgridParameters.
-  std::vector<Size> sizes() const {
-    return {{"grid", fitter_->grid().n_params()},
-            {"field", fitter_->field_mlp().n_params()},
-            {"artifacts", fitter_->patches() * channels()},
-            {"residual", fitter_->residual_mlp().n_params()}};
-  }
-  py::dict empty() const {
-    py::dict arrays;
-    for (const auto& [name, size] : sizes()) arrays[name] = new_array<float>({size});
-    return arrays;
-  }
-  // Of arrays that `empty` made.
-  static HashgridParameters pointers(const py::dict& arrays) {
-    const auto data = [&](const char* name) { return arrays[name].cast<Array<float>>().mutable_data(); };
-    return {data("grid"), data("field"), data("artifacts"), data("residual")};
+  static void copy(const HashgridArrays& layout, const HashgridParameters& from, const HashgridParameters& to) {
+    const float* const sources[] = {from.grid, from.field, from.artifacts, from.residual};
+    float* const targets[] = {to.grid, to.field, to.artifacts, to.residual};
+    for (size_t i = 0; i < layout.sizes.size(); ++i) std::copy_n(sources[i], layout.sizes[i].second, targets[i]);
   }
   HashgridParameters current() {
     py::gil_scoped_release release;
     return fitter_->parameters();
   }
-  static py::dict as_dict(const Losses& losses) {
-    py::dict d;
-    d["mse"] = losses.mse;
-    d["cosine"] = losses.cosine;
-    d["residual_mse"] = losses.residual_mse;
-    d["residual_l1"] = losses.residual_l1;
-    return d;
-  }
-
   py::array features_;
   Array<float> coords_;
   std::unique_ptr<HashgridFitter> fitter_;

@@ -252,6 +252,32 @@ void bind_device_array(py::module_& m) {
           },
           py::arg("object"), py::arg("name") = "array", py::arg("device") = 0)
       .def("numpy", &to_numpy, py::arg("stream") = 0)
+      .def("reshape",
+           [](const DeviceArray& self, const std::vector<int64_t>& shape) {
+             check_rank(static_cast<int>(shape.size()), "shape");
+             if (!is_contiguous(self.view)) raise_if_error(invalid_argument("only a contiguous array can be reshaped"));
+             DeviceArray out = self;
+             out.view.rank = static_cast<int>(shape.size());
+             std::copy(shape.begin(), shape.end(), out.view.shape);
+             set_contiguous(&out.view);
+             if (bytes_of(out.view) != bytes_of(self.view))
+               raise_if_error(invalid_argument("a reshaped array must keep its ", bytes_of(self.view), " bytes, got ",
+                                               bytes_of(out.view)));
+             return out;
+           })
+      .def("__getitem__",
+           [](const DeviceArray& self, int64_t index) {
+             const int64_t extent = self.view.shape[0];
+             if (self.view.rank < 2 || index < -extent || index >= extent)
+               throw py::index_error("an index along the first of two or more dimensions is expected");
+             DeviceArray out = self;
+             out.view.rank -= 1;
+             std::copy_n(self.view.shape + 1, out.view.rank, out.view.shape);
+             std::copy_n(self.view.strides + 1, out.view.rank, out.view.strides);
+             const int64_t at = (index < 0 ? index + extent : index) * self.view.strides[0];
+             out.view.data = static_cast<char*>(self.view.data) + at * size_of(self.view.dtype);
+             return out;
+           })
       .def_property_readonly("shape",
                              [](const DeviceArray& self) {
                                py::tuple shape(self.view.rank);
@@ -259,6 +285,7 @@ void bind_device_array(py::module_& m) {
                                  shape[static_cast<size_t>(i)] = self.view.shape[i];
                                return shape;
                              })
+      .def_property_readonly("ndim", [](const DeviceArray& self) { return self.view.rank; })
       .def_property_readonly("dtype", [](const DeviceArray& self) { return dtype_name(self.view.dtype); })
       .def_property_readonly("device", [](const DeviceArray& self) { return self.device; })
       .def_property_readonly("pointer",
@@ -266,7 +293,7 @@ void bind_device_array(py::module_& m) {
       .def("__dlpack_device__",
            [](const DeviceArray& self) {
              const bool on_cpu = cuda_backend().emulated();
-             return py::make_tuple(on_cpu ? kDLCPU : kDLCUDA, on_cpu ? 0 : self.device);
+             return py::make_tuple(static_cast<int>(on_cpu ? kDLCPU : kDLCUDA), on_cpu ? 0 : self.device);
            })
       .def(
           "__dlpack__", [](const DeviceArray& self, const py::kwargs&) { return to_capsule(self); },

@@ -27,5 +27,10 @@ DeviceArray new_device_array(std::vector<int64_t> shape, Dtype dtype, int device
 
 void bind_device_array(py::module_& m);
 void bind_cuda(py::module_& m);
+void bind_cuda_direct(py::module_& m);
+void bind_cuda_engine(py::module_& m);
+void bind_cuda_hash_grid(py::module_& m);
+void bind_cuda_hashgrid(py::module_& m);
+void bind_cuda_views(py::module_& m);
 
 }  // namespace dvt::bindings

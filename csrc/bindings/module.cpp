@@ -14,4 +14,9 @@ PYBIND11_MODULE(_native, m) {
   dvt::bindings::bind_engine_parts(m);
   dvt::bindings::bind_pixels(m);
   dvt::bindings::bind_cuda(m);
+  dvt::bindings::bind_cuda_direct(m);
+  dvt::bindings::bind_cuda_engine(m);
+  dvt::bindings::bind_cuda_hash_grid(m);
+  dvt::bindings::bind_cuda_hashgrid(m);
+  dvt::bindings::bind_cuda_views(m);
 }

@@ -6,11 +6,16 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "core/status.h"
 #include "cuda/op_types.h"
+#include "engine/cuda/engine_backend.h"
+#include "field/cuda/hashgrid_backend.h"
+#include "field/direct_solver/direct_backend.h"
+#include "field/views/views.h"
 
 namespace dvt::cuda {
 
@@ -58,6 +63,43 @@ class Backend {
   // The device that `pointer` is memory of; -1 for main memory.
   virtual Status device_of(const void* pointer, int* device) const = 0;
   virtual Status memory_info(int device, int64_t* free, int64_t* total) const = 0;
+
+  // Views of an image, see field/views/views.h: only enqueues.
+  virtual Status views_workspace_bytes(const ViewsRequest& request, size_t* bytes) const = 0;
+  virtual Status make_views(int device, const ViewsRequest& request) const = 0;
+
+  // The hash grid alone, see field/hash_grid/hash_grid.h: device memory, only enqueues. coords [N, D]; params, d_params
+  // [entries, F], aligned to 16 bytes; out, d_out [N, L * F]. workspace: hash_grid_workspace bytes, and then d_params
+  // is the same bits in every run; or null, faster.
+  virtual Status hash_grid_forward(int device, const HashGrid& grid, const float* coords, const float* params,
+                                   int64_t n, float* out, void* stream) const = 0;
+  virtual Status hash_grid_backward_params(int device, const HashGrid& grid, const float* coords, const float* d_out,
+                                           int64_t n, float* d_params, void* workspace, void* stream) const = 0;
+  virtual Status hash_grid_backward_coords(int device, const HashGrid& grid, const float* coords, const float* params,
+                                           const float* d_out, int64_t n, float* d_coords, void* stream) const = 0;
+  virtual int64_t hash_grid_workspace(const HashGrid& grid) const = 0;
+
+  // Stage 1, solver "hashgrid", see field/cuda/hashgrid_backend.h.
+  virtual Status make_hashgrid_fitter(const HashgridCudaOptions& options, const HashgridCudaProblem& problem,
+                                      std::unique_ptr<HashgridFitterCuda>* out) const = 0;
+
+  // Stage 1, solvers "direct" and "average", and fields at the nodes of a grid, see
+  // field/direct_solver/direct_backend.h.
+  virtual Status create_direct_solver(const DirectSetup& setup, std::unique_ptr<DirectSolverCuda>* out) const = 0;
+  virtual Status query_field(int device, GridShape grid, int64_t channels, const float* nodes, int64_t count,
+                             const float* coords, float* out, void* stream) const = 0;
+  virtual Status field_patch_means(int device, GridShape grid, int64_t channels, const float* nodes, int64_t height,
+                                   int64_t width, const float* coords, float* out, void* stream) const = 0;
+  virtual size_t gauge_workspace_bytes(int64_t patches, int64_t channels) const = 0;
+  virtual Status apply_gauge(int device, int64_t patches, int64_t channels, float* artifacts, int64_t nodes,
+                             float* node_values, void* workspace, void* stream) const = 0;
+  // raw = features as float32, residual = raw - semantics - artifacts: device memory, [count] each; only enqueues.
+  virtual Status residual(int device, const void* features, Dtype type, const float* semantics, const float* artifacts,
+                          int64_t count, float* raw, float* residual, void* stream) const = 0;
+
+  // Stage 2, see engine/cuda/engine_backend.h.
+  virtual Status create_engine_model(const EngineWeights& weights, EngineCompute compute, int device,
+                                     std::unique_ptr<EngineModelCuda>* out) const = 0;
 
   // An op by name (op_registry.h) on arrays in main memory, `repeat` times, for tests.
   virtual std::vector<std::string> ops() const = 0;

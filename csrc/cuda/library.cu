@@ -8,6 +8,9 @@
 #include "cuda/backend.h"
 #include "cuda/op_registry.h"
 #include "cuda/runtime.h"
+#include "field/decomposition/decomposition_cuda.h"
+#include "field/hash_grid/hash_grid_cuda.h"
+#include "field/views/views_cuda.h"
 
 #if !defined(DVT_CUDA_ARCHITECTURES)
 #define DVT_CUDA_ARCHITECTURES ""
@@ -133,6 +136,71 @@ class Library final : public Backend {
     *free = static_cast<int64_t>(f);
     *total = static_cast<int64_t>(t);
     return Status();
+  }
+
+  Status views_workspace_bytes(const ViewsRequest& request, size_t* bytes) const override {
+    return cuda::views_workspace_bytes(request, bytes);
+  }
+  Status make_views(int device, const ViewsRequest& request) const override {
+    const DeviceGuard guard(device);
+    DVT_RETURN_IF_ERROR(guard.status());
+    return views_forward(request);
+  }
+
+  Status hash_grid_forward(int device, const HashGrid& grid, const float* coords, const float* params, int64_t n,
+                           float* out, void* stream) const override {
+    const DeviceGuard guard(device);
+    DVT_RETURN_IF_ERROR(guard.status());
+    return cuda::hash_grid_forward(grid, coords, params, n, out, static_cast<cudaStream_t>(stream));
+  }
+  Status hash_grid_backward_params(int device, const HashGrid& grid, const float* coords, const float* d_out, int64_t n,
+                                   float* d_params, void* workspace, void* stream) const override {
+    const DeviceGuard guard(device);
+    DVT_RETURN_IF_ERROR(guard.status());
+    return cuda::hash_grid_backward_params(grid, coords, d_out, n, d_params, workspace,
+                                           static_cast<cudaStream_t>(stream));
+  }
+  Status hash_grid_backward_coords(int device, const HashGrid& grid, const float* coords, const float* params,
+                                   const float* d_out, int64_t n, float* d_coords, void* stream) const override {
+    const DeviceGuard guard(device);
+    DVT_RETURN_IF_ERROR(guard.status());
+    return cuda::hash_grid_backward_coords(grid, coords, params, d_out, n, d_coords, static_cast<cudaStream_t>(stream));
+  }
+  int64_t hash_grid_workspace(const HashGrid& grid) const override { return cuda::hash_grid_workspace(grid); }
+
+  Status make_hashgrid_fitter(const HashgridCudaOptions& options, const HashgridCudaProblem& problem,
+                              std::unique_ptr<HashgridFitterCuda>* out) const override {
+    return cuda::make_hashgrid_fitter(options, problem, out);
+  }
+
+  Status create_direct_solver(const DirectSetup& setup, std::unique_ptr<DirectSolverCuda>* out) const override {
+    return cuda::create_direct_solver(setup, out);
+  }
+  Status query_field(int device, GridShape grid, int64_t channels, const float* nodes, int64_t count,
+                     const float* coords, float* out, void* stream) const override {
+    return cuda::query_field(device, grid, channels, nodes, count, coords, out, stream);
+  }
+  Status field_patch_means(int device, GridShape grid, int64_t channels, const float* nodes, int64_t height,
+                           int64_t width, const float* coords, float* out, void* stream) const override {
+    return cuda::field_patch_means(device, grid, channels, nodes, height, width, coords, out, stream);
+  }
+  size_t gauge_workspace_bytes(int64_t patches, int64_t channels) const override {
+    return cuda::gauge_workspace_bytes(patches, channels);
+  }
+  Status apply_gauge(int device, int64_t patches, int64_t channels, float* artifacts, int64_t nodes, float* node_values,
+                     void* workspace, void* stream) const override {
+    return cuda::apply_gauge(device, patches, channels, artifacts, nodes, node_values, workspace, stream);
+  }
+  Status residual(int device, const void* features, Dtype type, const float* semantics, const float* artifacts,
+                  int64_t count, float* raw, float* out, void* stream) const override {
+    const DeviceGuard guard(device);
+    DVT_RETURN_IF_ERROR(guard.status());
+    return residual_forward(features, type, semantics, artifacts, count, raw, out, static_cast<cudaStream_t>(stream));
+  }
+
+  Status create_engine_model(const EngineWeights& weights, EngineCompute compute, int device,
+                             std::unique_ptr<EngineModelCuda>* out) const override {
+    return cuda::create_engine_model(weights, compute, device, out);
   }
 
   std::vector<std::string> ops() const override { return registered_ops(); }

@@ -61,6 +61,7 @@ class HashgridFitter {
   const HashGrid& grid() const { return grid_; }
   const MlpShape& field_mlp() const { return field_mlp_; }
   const MlpShape& residual_mlp() const { return residual_mlp_; }
+  const HashgridRecipe& recipe() const { return recipe_; }
   int64_t batch() const { return options_.batch; }
   int64_t step() const { return step_; }
   int64_t steps() const { return options_.steps; }

@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import _native
+from ..arrays import last_view
+from ..devices import Device, current_stream
 from ..errors import InputError
-from ..options import Options, choice, not_negative, number, option, positive, seed, whole
+from ..options import Options, choice, flag, not_negative, number, option, positive, seed, whole
 from ..progress import Progress
 from .gauge import gauge
 from .hash_grid_field import HashGridField, growth
@@ -17,6 +19,7 @@ from .result import Solution
 
 # Steps between two looks at the progress callback and at Ctrl-C: under a second at the official size.
 REPORT_EVERY = 10
+REPORT_EVERY_CUDA = 200
 
 
 def read_betas(name: str, value: Any) -> tuple[float, float]:
@@ -43,6 +46,9 @@ class HashgridOptions(Options):
     loss_scale: multiplies the gradients and not the decay. The paper's implementation scales its loss by 1024 and
         never unscales it, so its decay is in effect 1/1024 of weight_decay; with loss_scale=1 the decay outweighs the
         loss (whose mean over C channels makes small gradients) and pulls G to zero.
+    compute: what products multiply, with sums in float32. The CPU has "float32"; a CUDA device has "tf32" (its
+        default), "bfloat16" and "float32" (three products of tf32 each). deterministic: on CUDA, the same bits for the
+        same seed, by sums in fixed point where otherwise the order of additions is not fixed. The CPU always is.
 
     The defaults are the paper's, for 768 views of 37 x 37 patches and 25,000 steps. Fewer patches or steps want a
     smaller grid, or its finest levels learn each view's noise: for 161 views of 24 x 24 patches and 2,000 steps,
@@ -71,6 +77,8 @@ class HashgridOptions(Options):
     residual_mse: float = option(0.1, not_negative)
     residual_l1: float = option(0.02, not_negative)
     loss_scale: float = option(1024.0, positive)
+    compute: str | None = option(None, choice("float32", "tf32", "bfloat16"))
+    deterministic: bool = option(False, flag)
 
     def check(self) -> None:
         """Raise `InputError` where options do not go together."""
@@ -87,7 +95,8 @@ class HashgridOptions(Options):
 
     def native(self) -> _native.HashgridOptions:
         """The same for the native code."""
-        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "max_resolution"}
+        apart = ("max_resolution", "compute", "deterministic")
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         rest |= {"hidden_dim": self.hidden_dim or 0, "residual_dim": self.residual_dim or 0, "betas": tuple(self.betas)}
         return _native.HashgridOptions(**(rest | self.grid_config()))
 
@@ -101,16 +110,54 @@ def solve_hashgrid(
     and so does Ctrl-C with KeyboardInterrupt. Raises `NonFiniteError`, naming the view of a NaN or infinity in the
     features, or the step at which the loss became one.
     """
+    if options.compute not in (None, "float32"):
+        raise InputError(f"compute must be 'float32' on the CPU, got {options.compute!r}")
     fitter = _native.HashgridFitter(features, coords, options.native())
-    report = None if progress is None else lambda step, steps, loss: progress(step, steps, "steps")
-    fitter.run(options.steps, report_every=REPORT_EVERY, progress=report)
+    _run(fitter, options, REPORT_EVERY, progress)
     semantics, artifacts, _ = fitter.decomposition()
-    parameters = fitter.parameters()
-    channels = artifacts.shape[-1]
-    constant = gauge(artifacts.reshape(-1, channels))
+    constant = gauge(artifacts.reshape(-1, artifacts.shape[-1]))
     artifacts -= constant
     semantics += constant
-    parameters["field"][-channels:] += constant  # the last bias: F takes the constant everywhere
-    field = HashGridField(parameters["grid"], parameters["field"], tuple(fitter.field_widths), options.grid_config())
     residual = features[-1].astype(np.float32) - semantics - artifacts
-    return Solution(semantics, artifacts, residual, field, {"steps": options.steps, "losses": fitter.losses})
+    return Solution(semantics, artifacts, residual, _field(fitter, options, constant), _info(fitter, options))
+
+
+def solve_hashgrid_cuda(
+    features: Any, coords: np.ndarray, options: HashgridOptions, device: Device, progress: Progress | None = None
+) -> Solution:
+    """The same on a CUDA device; features: float32, float16 or bfloat16 there, or float32 or float16 NumPy arrays.
+
+    progress is called, and looked at, between graphs of steps: at most every REPORT_EVERY_CUDA steps.
+    """
+    fitter = _native.CudaHashgridFitter(
+        features,
+        coords,
+        options.native(),
+        compute=options.compute or "tf32",
+        deterministic=options.deterministic,
+        device=device.index,
+        stream=current_stream(device),
+    )
+    _run(fitter, options, REPORT_EVERY_CUDA, progress)
+    semantics, artifacts, _ = fitter.decomposition()
+    constant = gauge(artifacts.reshape(-1, artifacts.shape[-1]))
+    artifacts -= constant
+    semantics += constant
+    residual = last_view(features) - semantics - artifacts
+    info = _info(fitter, options) | {"compute": options.compute or "tf32", "device_bytes": fitter.device_bytes}
+    return Solution(semantics, artifacts, residual, _field(fitter, options, constant), info)
+
+
+def _run(fitter: Any, options: HashgridOptions, report_every: int, progress: Progress | None) -> None:
+    report = None if progress is None else lambda step, steps, loss: progress(step, steps, "steps")
+    fitter.run(options.steps, report_every=report_every, progress=report)
+
+
+def _field(fitter: Any, options: HashgridOptions, constant: np.ndarray) -> HashGridField:
+    parameters = fitter.parameters()
+    parameters["field"][-len(constant) :] += constant  # the last bias: F takes the constant everywhere
+    return HashGridField(parameters["grid"], parameters["field"], tuple(fitter.field_widths), options.grid_config())
+
+
+def _info(fitter: Any, options: HashgridOptions) -> dict[str, Any]:
+    return {"steps": options.steps, "losses": fitter.losses}
