@@ -24,7 +24,7 @@ def edges_of(boxes, size):
     )
 
 
-def on_device(image, edges, mirrored, size, dtype="float32", scale=SCALE, shift=SHIFT):
+def on_device(image, edges, mirrored, size, dtype="float32", columns_first=COLUMNS_FIRST):
     memory = image
     while memory.base is not None and isinstance(memory.base, np.ndarray):
         memory = memory.base
@@ -32,8 +32,8 @@ def on_device(image, edges, mirrored, size, dtype="float32", scale=SCALE, shift=
     numbers |= {f"stride{i}": stride for i, stride in enumerate(image.strides)}
     numbers |= {f"box{i}_{k}": float(edge) for i, box in enumerate(edges) for k, edge in enumerate(box)}
     numbers |= {f"mirror{i}": float(flip) for i, flip in enumerate(mirrored)}
-    numbers |= {f"scale{c}": float(scale[c]) for c in range(3)} | {f"shift{c}": float(shift[c]) for c in range(3)}
-    numbers["columns_first"] = COLUMNS_FIRST
+    numbers |= {f"scale{c}": float(SCALE[c]) for c in range(3)} | {f"shift{c}": float(SHIFT[c]) for c in range(3)}
+    numbers["columns_first"] = columns_first
     shape = (len(edges), 3, *size)
     return run_op("views", {"pixels": memory}, {"y": (shape, dtype)}, numbers, {"type": dtype})["y"]
 
@@ -78,6 +78,18 @@ def test_boxes_of_all_kinds(cuda):
         np.testing.assert_array_equal(
             on_device(image, edges, flips, size), by_pillow(image, edges, flips, size), f"{image.shape} {size} {edges}"
         )
+
+
+def test_the_order_of_an_older_pillow(cuda):
+    """Before version 13 rows always came first: two calls of any version, one along each axis, do that."""
+    image, size = noise((200, 40)), (30, 34)
+    edges = edges_of(plan_boxes(2, seed=4), image.shape[:2])
+    found = on_device(image, edges, [0, 0, 0], size, columns_first=False)
+    for view, (left, top, right, bottom) in zip(found, edges, strict=True):
+        wide = Image.fromarray(image).resize((size[1], 200), Image.Resampling.BICUBIC, box=(left, 0, right, 200))
+        expected = by_pillow(np.asarray(wide), [(0, top, size[1], bottom)], [0], size)[0]
+        np.testing.assert_array_equal(view, expected)
+    assert (found != on_device(image, edges, [0, 0, 0], size, columns_first=True)).any()
 
 
 def test_a_plan_of_more_views_than_a_launch_takes(cuda):
