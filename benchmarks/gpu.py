@@ -2,7 +2,8 @@
 
 Sections, in the order in which they are run: `ceilings` (what the device does at best), `stage2` (blocks, then whole
 ViTs), `stage1` (solver "hashgrid"), `direct`, `end_to_end`, `planted` (what both backends recover of planted
-artifacts). The stage2 cases that matter most come before the others, and the rest of them last. A number is in the file
+artifacts), `ops` (each op of a block, by plan). The stage2 cases that matter most come before the other sections, and
+the rest of them after them. A number is in the file
 as soon as it is measured; what no longer fits the time is skipped, and the file says so.
 
     python benchmarks/gpu.py [--sections stage2 direct] [--seconds 510] [--json results/h200.json]
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import gpu_direct
 import gpu_end_to_end
+import gpu_ops
 import gpu_stage1
 import gpu_stage2
 import torch
@@ -55,10 +57,11 @@ def sections(device: Device, report: Report, rivals: list[str], tiny: bool) -> l
         ("end_to_end", 40.0, lambda: gpu_end_to_end.measure(device, report, tiny=tiny)),
         ("planted", 30.0, lambda: gpu_stage1.measure_planted(device, report, tiny=tiny)),
         *rest,
+        ("ops", 20.0, lambda: gpu_ops.measure(device, report, tiny=tiny)),
     ]
 
 
-SECTIONS = ("ceilings", "stage2", "stage1", "direct", "end_to_end", "planted")
+SECTIONS = ("ceilings", "stage2", "stage1", "direct", "end_to_end", "planted", "ops")
 
 
 def run(device: Device, report: Report, wanted: list[str], rivals: list[str], tiny: bool) -> list[str]:

@@ -201,11 +201,12 @@ def test_every_section_runs(cuda, tmp_path):
     """The whole program on small models; TensorRT's absence and the like are said, nothing fails."""
     out = tmp_path / "result.json"
     command = [sys.executable, BENCHMARKS / "gpu.py", "--tiny", "--rivals", "torch eager", "TensorRT", "--json", out]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=280)
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=280, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     result = json.loads(out.read_text())
     assert "failed" not in result and result["environment"]["commit"]
-    assert set(result) >= {"ceilings", "stage2", "stage1", "direct", "end_to_end", "planted", "targets"}
+    assert set(result) >= {"ceilings", "stage2", "stage1", "direct", "end_to_end", "planted", "ops", "targets"}
     for name, case in result["stage2"].items():
         ours = case["rows"]["dvt_fast"]
         assert ours["error_to_torch"] <= 2 and ours["graph_us"]["median"] > 0, name
@@ -214,6 +215,8 @@ def test_every_section_runs(cuda, tmp_path):
             assert case["steadiness"]["runs_of_other_bits"] == 0 and case["steadiness"]["threads_equal_serial"]
     assert set(result["stage1"]["step_us"]) == {"ours", "reference", "tuned"}
     assert "extrapolated" in result["end_to_end"]["reference"]["fit_is"]
+    for op in result["ops"].values():
+        assert isinstance(op["us"]["chosen"], float) and isinstance(op["us"]["portable"], float), op
     for solver in ("direct", "hashgrid"):
         scores = result["planted"][solver]
         assert abs(scores["cuda"]["photo 0"]["cosine"] - scores["cpu"]["photo 0"]["cosine"]) < 0.02
