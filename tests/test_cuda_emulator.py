@@ -37,6 +37,9 @@ TESTS = [
     *("shuffles", "votes", "divergence", "barriers", "forgotten_barrier_is_seen", "copies_arrive_when_waited_for"),
     *("atomics", "indices", "cooperative", "clusters", "asynchronous_operations"),
     *("mma_bf16", "mma_f16", "mma_tf32", "ldmatrix", "gemm"),
+    *("tile_swizzle_and_edges", "tile_store", "multicast", "barrier_phases", "barrier_too_many"),
+    *("barrier_not_initialised", "barrier_never_complete"),
+    *("wgmma_k_major", "wgmma_mn_major", "wgmma_tf32", "wgmma_no_fence"),
     *("devices", "memory", "launch_errors", "sticky_errors", "streams_that_are_late", "graphs"),
 ]
 

@@ -72,19 +72,6 @@ DVT_PTX void barrier_wait(Barrier* barrier, uint32_t parity) {
   while (!barrier_try_wait(barrier, parity)) {
   }
 }
-// The same where other blocks of the cluster arrive: what they did before is seen.
-DVT_PTX void barrier_wait_cluster(Barrier* barrier, uint32_t parity) {
-  uint32_t done;
-  do {
-    asm volatile(
-        "{\n .reg .pred p;\n"
-        " mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-        " selp.b32 %0, 1, 0, p;\n}"
-        : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
-  } while (!done);
-}
 
 // Between ordinary stores to shared memory and what bulk copies or wgmma read there, in each thread that stored.
 DVT_PTX void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -1,23 +1,24 @@
 // y = epilogue(x W^T) on Hopper's tensor cores: tiles come by the bulk copy engine (TMA), products are those of whole
 // warpgroups (wgmma), and the epilogue sees float32 sums.
 //
-//   kernel   gemm_sm90_kernel<Tile, Epilogue>    tiles of 128 x kN; x [rows, K] and W [cols, K] with K contiguous
+//   kernel   gemm_sm90_kernel<Tile, Epilogue>    tiles of kM x kN; x [rows, K] and W [cols, K] with K contiguous
 //
-// A block is three warpgroups: one warp of the first asks for tiles, kStages of 128 bytes of K ahead; the two others
-// have 64 rows each. A stage is handed over by two mbarriers: `full` counts the bytes that arrive, `empty` the warps
-// that have read it. Edges need no code: what lies outside a matrix arrives as zeros and is not stored.
+// One warp of the first warpgroup asks for tiles, kStages of 128 bytes of K ahead; the other one or two have 64 rows
+// each. A stage is handed over by two mbarriers: `full` counts the bytes that arrive, `empty` the warps that have read
+// it. Edges need no code: what lies outside a matrix arrives as zeros and is not stored.
 //
-// Two ways to keep 132 multiprocessors busy:
-//   split == 1   blocks take tile after tile (a grid of as many blocks as there are tiles, or of one a multiprocessor);
-//                copies of the next tile run while this one's epilogue does.
-//   split >= 2   for few rows: a cluster of `split` blocks shares one tile, each sums a part of K, then each reads all
-//                parts of its share of the rows through distributed shared memory, in the order of the parts: the same
-//                bits every time.
+// Three ways to keep 132 multiprocessors busy, and the second-level cache not too busy:
+//   alone    blocks take tile after tile (a grid of as many blocks as there are tiles, or of one a multiprocessor);
+//            copies of the next tile run while this one's epilogue does.
+//   shared   the same in pairs (clusters of two), for two tiles with the same rows: each block fetches half of x for
+//   both. split    for few rows: a cluster of up to 8 blocks has one tile, each sums a part of K, then each reads all
+//   parts of
+//            its share of the rows through distributed shared memory, in the order of the parts: the same bits always.
 //
-// A tile costs (128 + kN) 128 bytes of traffic from the second-level cache and 128 kN / 64 cycles of the tensor cores a
-// stage (of 16-bit types): 32 KB for 512 cycles, 40 KB for 768, 48 KB for 1024 with kN = 128, 192, 256. About 30 bytes
-// a cycle and multiprocessor can be had, so traffic is the limit, and the larger tile the better one, as long as all
-// multiprocessors have one.
+// Counted, 16-bit types, a stage of kM = 128: (128 + kN) 128 bytes of traffic, half of x less if shared, for 4 kN
+// cycles of the tensor cores: 32 KB for 512, 40 (32) KB for 768, 48 (40) KB for 1024 cycles with kN = 128, 192, 256.
+// All multiprocessors together get some 4,800 bytes a cycle out of that cache, 36 each: traffic is the limit, and the
+// larger tile the better one, as long as every multiprocessor has one.
 #pragma once
 
 #include "cuda/numeric.cuh"
@@ -26,36 +27,41 @@
 
 namespace dvt::cuda {
 
-template <class T_, int kN_, int kStages_>
+template <class T_, int kM_, int kN_, int kStages_>
 struct GemmTileSm90 {
   using T = T_;
-  static constexpr int kM = 128, kN = kN_, kStages = kStages_;
-  static constexpr int kThreads = 384, kConsumerWarps = 8;
+  static constexpr int kM = kM_, kN = kN_, kStages = kStages_;
+  static constexpr int kGroups = kM / 64;  // of consumers
+  static constexpr int kThreads = 128 * (1 + kGroups), kConsumerWarps = 4 * kGroups;
   static constexpr int kK = 128 / static_cast<int>(sizeof(T));  // of a stage
   static constexpr int kBytesX = kM * 128, kBytesW = kN * 128, kStageBytes = kBytesX + kBytesW;
   static constexpr int kStaging = kStages * kStageBytes;  // offset: 4 KB a consumer warp, for the epilogue
   static constexpr int kBarriers = kStaging + kConsumerWarps * 4096;
   static constexpr int kSharedBytes = kBarriers + 2 * kStages * static_cast<int>(sizeof(ptx::Barrier));
 
-  static_assert(kN % 64 == 0 && kN <= 256);
+  static_assert((kM == 64 || kM == 128) && kN % 64 == 0 && kN <= 256);
   static_assert(kM * kN * 4 <= kStaging, "the sums of a tile fit where its operands were");
   static_assert(kSharedBytes <= 232448);
 };
 
 struct GemmSm90Call {
   int rows = 0, cols = 0;
-  int steps = 0;  // stages of K
-  int split = 1;  // blocks a tile, that is, of a cluster; at most `steps` and 8
+  int steps = 0;        // stages of K
+  int split = 1;        // blocks a tile, that is, of a cluster; at most `steps` and 8
+  bool shared = false;  // clusters of two blocks, that have neighbouring columns; not with split
   int tiles_m = 0, tiles_n = 0;
   // Whether the epilogue's values are stored by the copy engine, packed to T (split == 1 only), or by Epilogue::store.
   bool packed = false;
 };
 
 // An epilogue has
-//   float2 pair(float2 sums, int col)       what to store for columns col, col + 1 (col < cols)
-//   void load(int row, int col, float4* held)   reads what `store` adds
-//   void store(int row, int col, float4 sums, float4 held)   four columns of one row, within rows and cols
-// and calls wait_for_previous itself nowhere: the kernel has done so.
+//   static constexpr bool kHasPairs, and if so, for packed values:
+//     float2 pair(float2 sums, int col)               what to store for columns col and col + 1
+//   static constexpr bool kHasWide, bool is_wide()   whether there is, for this call, besides `store`:
+//     float4 load_wide(int row, int col)              what store_wide wants back, read for several rows at once
+//     void store_wide(int row, int col, float4 sums, float4 held)
+//   void store(int row, int col, float4 sums)         four columns of one row, of which some may be behind the last
+// with row and col within the matrix, col a multiple of four. The kernel has called wait_for_previous.
 
 namespace detail {
 
@@ -117,85 +123,125 @@ DVT_DEVICE void store_packed(const float (&d)[Tile::kN / 2], const ptx::TensorMa
 template <class Tile, class Epilogue>
 DVT_DEVICE void store_rows(const float (&d)[Tile::kN / 2], const GemmSm90Call& call, const Epilogue& epilogue, int row,
                            int col, float* staged) {
-  const int lane = static_cast<int>(ptx::lane_id());
+  const int lane = static_cast<int>(ptx::lane_id()), piece = lane & 15;
 #pragma unroll
   for (int block = 0; block < Tile::kN / 64; ++block) {
-    const int c = col + 64 * block + 4 * (lane & 15);
-    float4 held[8];
+    const int c = col + 64 * block + 4 * piece;
+    const auto stage = [&] {
+      __syncwarp();
+      stage_sums(d, block, staged);
+      __syncwarp();
+    };
+    const auto sums_of = [&](int r) { return *reinterpret_cast<const float4*>(staged + staged_at<64>(r, piece)); };
+    if constexpr (Epilogue::kHasWide) {
+      if (epilogue.is_wide()) {
+        float4 held[8];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int r = row + 2 * i + (lane >> 4);
-      if (r < call.rows && c < call.cols) epilogue.load(r, c, &held[i]);
-    }
-    __syncwarp();
-    stage_sums(d, block, staged);
-    __syncwarp();
+        for (int i = 0; i < 8; ++i) {
+          const int r = row + 2 * i + (lane >> 4);
+          if (r < call.rows && c < call.cols) held[i] = epilogue.load_wide(r, c);
+        }
+        stage();
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const int r = 2 * i + (lane >> 4);
-      const float4 sums = *reinterpret_cast<const float4*>(staged + staged_at<64>(r, lane & 15));
-      if (row + r < call.rows && c < call.cols) epilogue.store(row + r, c, sums, held[i]);
+        for (int i = 0; i < 8; ++i) {
+          const int r = 2 * i + (lane >> 4);
+          if (row + r < call.rows && c < call.cols) epilogue.store_wide(row + r, c, sums_of(r), held[i]);
+        }
+        continue;
+      }
     }
+    stage();
+#pragma unroll 1
+    for (int r = lane >> 4; r < 16; r += 2)
+      if (row + r < call.rows && c < call.cols) epilogue.store(row + r, c, sums_of(r));
   }
 }
 
-// The parts of a tile, one a block of the cluster, added in their order. Rows are dealt out to the blocks, and to the
-// warps of a block.
+// The parts of a tile, one a block of the cluster, added in their order. Rows are dealt out to the blocks, and four at
+// a time to the warps of a block, so that enough loads are on their way.
 template <class Tile, class Epilogue>
 DVT_DEVICE void store_parts(const GemmSm90Call& call, const Epilogue& epilogue, int row, int col, int warp, int rank,
                             const float* sums) {
-  const int lane = static_cast<int>(ptx::lane_id());
-  const int end = Tile::kM * (rank + 1) / call.split;
-  for (int r = Tile::kM * rank / call.split + warp; r < end && row + r < call.rows; r += Tile::kConsumerWarps) {
+  constexpr int kRows = 4;
+  const int piece = static_cast<int>(ptx::lane_id()), c = col + 4 * piece;
+  const int end = min(Tile::kM * (rank + 1) / call.split, call.rows - row);
+  if (c >= call.cols) return;
+#pragma unroll 1
+  for (int r = Tile::kM * rank / call.split + kRows * warp; r < end; r += kRows * Tile::kConsumerWarps) {
+    float4 held[kRows], sum[kRows];
+    bool is_wide = false;
+    if constexpr (Epilogue::kHasWide) {
+      is_wide = epilogue.is_wide();
 #pragma unroll
-    for (int pieces = 0; pieces < Tile::kN / 128; ++pieces) {
-      const int piece = 32 * pieces + lane, c = col + 4 * piece;
-      if (c >= call.cols) break;
-      const float* at = sums + staged_at<Tile::kN>(r, piece);
-      float4 held;
-      epilogue.load(row + r, c, &held);
-      float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll 4
-      for (int part = 0; part < call.split; ++part) {
-        const float4 v = ptx::load_cluster(at, static_cast<uint32_t>(part));
-        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+      for (int i = 0; i < kRows; ++i)
+        if (is_wide && r + i < end) held[i] = epilogue.load_wide(row + r + i, c);
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) sum[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 1
+    for (int part = 0; part < call.split; ++part) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        // Rows behind the last of this block are there too, if not of use.
+        const int from = min(r + i, Tile::kM - 1);
+        const float4 v = ptx::load_cluster(sums + staged_at<Tile::kN>(from, piece), static_cast<uint32_t>(part));
+        sum[i].x += v.x, sum[i].y += v.y, sum[i].z += v.z, sum[i].w += v.w;
       }
-      epilogue.store(row + r, c, sum, held);
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (r + i >= end) break;
+      if constexpr (Epilogue::kHasWide) {
+        if (is_wide) {
+          epilogue.store_wide(row + r + i, c, sum[i], held[i]);
+          continue;
+        }
+      }
+      epilogue.store(row + r + i, c, sum[i]);
     }
   }
 }
 
 }  // namespace detail
 
+// Maps: boxes of 64 rows of x, kN rows of W, both 128 bytes wide; y, where it is packed: 64 x 64.
 template <class Tile, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     gemm_sm90_kernel(const __grid_constant__ ptx::TensorMap x_map, const __grid_constant__ ptx::TensorMap w_map,
                      const __grid_constant__ ptx::TensorMap y_map, const GemmSm90Call call, const Epilogue epilogue) {
 #if DVT_HAS_SM90A
   using T = typename Tile::T;
-  constexpr int kStages = Tile::kStages;
+  constexpr int kStages = Tile::kStages, kGroups = Tile::kGroups;
   char* shared = ptx::shared_memory();
   ptx::Barrier* full = reinterpret_cast<ptx::Barrier*>(shared + Tile::kBarriers);
   ptx::Barrier* empty = full + kStages;
   const int warpgroup = static_cast<int>(threadIdx.x) >> 7;
-  const int tiles = call.tiles_m * call.tiles_n;
-  const int rank = call.split == 1 ? 0 : static_cast<int>(blockIdx.x) % call.split;
-  const int first_tile = static_cast<int>(blockIdx.x) / call.split;
-  const int stride = static_cast<int>(gridDim.x) / call.split;
-  const int begin = call.steps * rank / call.split, end = call.steps * (rank + 1) / call.split;
+  const int cluster = call.shared ? 2 : call.split;
+  const int rank = static_cast<int>(blockIdx.x) % cluster;
+  // Work is dealt out to clusters: tiles, or pairs of tiles.
+  const int per_cluster = call.shared ? 2 : 1;
+  const int work = call.tiles_m * ((call.tiles_n + per_cluster - 1) / per_cluster);
+  const int first = static_cast<int>(blockIdx.x) / cluster, stride = static_cast<int>(gridDim.x) / cluster;
+  const auto row_of = [&](int w) { return w % call.tiles_m * Tile::kM; };
+  const auto column_of = [&](int w) { return (w / call.tiles_m * per_cluster + (call.shared ? rank : 0)) * Tile::kN; };
+  const int part = call.split > 1 ? rank : 0;
+  const int begin = call.steps * part / call.split, end = call.steps * (part + 1) / call.split;
 
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
       ptx::barrier_init(full + s, 1);
-      ptx::barrier_init(empty + s, Tile::kConsumerWarps);
+      ptx::barrier_init(empty + s, static_cast<uint32_t>(Tile::kConsumerWarps * per_cluster));
     }
     ptx::barrier_init_fence();
   }
-  __syncthreads();
+  if (call.shared)
+    ptx::cluster_sync();
+  else
+    __syncthreads();
   ptx::allow_next();
 
   if (warpgroup == 0) {
-    ptx::registers_decrease<40>();
+    if constexpr (kGroups == 2) ptx::registers_decrease<40>();
     if (threadIdx.x < 32 && ptx::elect_one()) {
       ptx::prefetch_map(&x_map);
       ptx::prefetch_map(&w_map);
@@ -204,89 +250,96 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       for (int s = 0; s < early; ++s) {
         ptx::barrier_arrive_expect(full + s, Tile::kStageBytes);
         ptx::copy_tile(shared + s * Tile::kStageBytes + Tile::kBytesX, &w_map, full + s, (begin + s) * Tile::kK,
-                       first_tile / call.tiles_m * Tile::kN);
+                       column_of(first));
       }
       ptx::wait_for_previous();
       int stage = 0, turn = 0;
-      for (int tile = first_tile; tile < tiles; tile += stride) {
-        const int row = tile % call.tiles_m * Tile::kM, col = tile / call.tiles_m * Tile::kN;
+      for (int w = first; w < work; w += stride) {
+        const int row = row_of(w), column = column_of(w);
         for (int step = begin; step < end; ++step) {
           char* to = shared + stage * Tile::kStageBytes;
-          if (tile != first_tile || step - begin >= early) {
+          const int k = step * Tile::kK;
+          if (w != first || step - begin >= early) {
             // In the first turn a stage is free: as if the phase before the first were complete.
             ptx::barrier_wait(empty + stage, static_cast<uint32_t>(turn & 1) ^ 1u);
             ptx::barrier_arrive_expect(full + stage, Tile::kStageBytes);
-            ptx::copy_tile(to + Tile::kBytesX, &w_map, full + stage, step * Tile::kK, col);
+            ptx::copy_tile(to + Tile::kBytesX, &w_map, full + stage, k, column);
           }
-          ptx::copy_tile(to, &x_map, full + stage, step * Tile::kK, row);
+          if (call.shared && kGroups == 2) {
+            ptx::copy_tile_multicast(to + rank * 8192, &x_map, full + stage, k, row + 64 * rank, 3);
+          } else {
+            for (int g = 0; g < kGroups; ++g) ptx::copy_tile(to + g * 8192, &x_map, full + stage, k, row + 64 * g);
+          }
           if (++stage == kStages) stage = 0, ++turn;
         }
       }
     }
     __syncwarp();
-    if (call.split > 1) {
-      ptx::cluster_sync();
-      ptx::cluster_sync();
-    }
+    if (cluster > 1) ptx::cluster_sync();
+    if (call.split > 1) ptx::cluster_sync();
   } else {
-    ptx::registers_increase<232>();
-    const int half = warpgroup - 1, warp = static_cast<int>(threadIdx.x) / 32 - 4;
-    const bool leader = (threadIdx.x & 31) == 0;
-    float* staged = reinterpret_cast<float*>(shared + Tile::kStaging + warp * 4096);
+    if constexpr (kGroups == 2) ptx::registers_increase<232>();
+    const int group = warpgroup - 1, warp = static_cast<int>(threadIdx.x) / 32 - 4;
+    const int lane = static_cast<int>(threadIdx.x) & 31;
     float d[Tile::kN / 2];
     int stage = 0, turn = 0, before = 0, stores = 0;
-    for (int tile = first_tile; tile < tiles; tile += stride) {
-      const int row = tile % call.tiles_m * Tile::kM, col = tile / call.tiles_m * Tile::kN;
+    const auto release = [&](int s) {
+      if (lane == 0) ptx::barrier_arrive(empty + s);
+      if (lane == 1 && call.shared) ptx::barrier_arrive(empty + s, static_cast<uint32_t>(rank ^ 1));
+    };
+    for (int w = first; w < work; w += stride) {
+      const int row = row_of(w), column = column_of(w);
       ptx::hold(d);
       for (int step = begin; step < end; ++step) {
         ptx::barrier_wait(full + stage, static_cast<uint32_t>(turn & 1));
         const char* at = shared + stage * Tile::kStageBytes;
-        const uint64_t x = ptx::tile_descriptor(at + half * 8192);
-        const uint64_t w = ptx::tile_descriptor(at + Tile::kBytesX);
+        const uint64_t x_tile = ptx::tile_descriptor(at + group * 8192);
+        const uint64_t w_tile = ptx::tile_descriptor(at + Tile::kBytesX);
         ptx::wgmma_fence();
 #pragma unroll
         for (uint32_t k = 0; k < 128; k += 32)
-          ptx::Wgmma<T>::run(d, ptx::advance(x, k), ptx::advance(w, k), step > begin || k > 0);
+          ptx::Wgmma<T>::run(d, ptx::advance(x_tile, k), ptx::advance(w_tile, k), step > begin || k > 0);
         ptx::wgmma_commit();
         if (step > begin) {
           // The products of the stage before are done; those of this one go on.
           ptx::wgmma_wait<1>();
-          if (leader) ptx::barrier_arrive(empty + before);
+          release(before);
         }
         before = stage;
         if (++stage == kStages) stage = 0, ++turn;
       }
       ptx::wgmma_wait<0>();
       ptx::hold(d);
-      if (leader) ptx::barrier_arrive(empty + before);
+      release(before);
 
       ptx::wait_for_previous();
       if (call.split > 1) {
         if constexpr (Tile::kN == 128) {
           // All stages have been read: their memory takes this block's part of the sums.
-          ptx::named_barrier(1, 256);
+          ptx::named_barrier(1, 128 * kGroups);
           float* sums = reinterpret_cast<float*>(shared);
-          const int lane = static_cast<int>(ptx::lane_id()), group = lane >> 2, quad = lane & 3;
+          const int quad = lane & 3;
 #pragma unroll
           for (int j = 0; j < Tile::kN / 8; ++j) {
-            const int at = detail::staged_at<Tile::kN>(16 * warp + group, 2 * j + (quad >> 1)) + 2 * (quad & 1);
-            *reinterpret_cast<float2*>(sums + at) = make_float2(d[4 * j], d[4 * j + 1]);
-            *reinterpret_cast<float2*>(sums + at + 8 * Tile::kN) = make_float2(d[4 * j + 2], d[4 * j + 3]);
+            const int to = detail::staged_at<Tile::kN>(16 * warp + (lane >> 2), 2 * j + (quad >> 1)) + 2 * (quad & 1);
+            *reinterpret_cast<float2*>(sums + to) = make_float2(d[4 * j], d[4 * j + 1]);
+            *reinterpret_cast<float2*>(sums + to + 8 * Tile::kN) = make_float2(d[4 * j + 2], d[4 * j + 3]);
           }
           __syncwarp();
           ptx::cluster_sync();
-          detail::store_parts<Tile>(call, epilogue, row, col, warp, rank, sums);
-          __syncwarp();
-          ptx::cluster_sync();  // until nobody reads this block's part any more
+          detail::store_parts<Tile>(call, epilogue, row, column, warp, rank, sums);
         }
       } else if (call.packed) {
-        if constexpr (sizeof(T) == 2)
-          detail::store_packed<Tile>(d, y_map, call, epilogue, row, col, half, shared + Tile::kStaging, stores);
+        if constexpr (sizeof(T) == 2 && Epilogue::kHasPairs)
+          detail::store_packed<Tile>(d, y_map, call, epilogue, row, column, group, shared + Tile::kStaging, stores);
       } else {
-        detail::store_rows<Tile>(d, call, epilogue, row + 16 * warp, col, staged);
+        detail::store_rows<Tile>(d, call, epilogue, row + 16 * warp, column,
+                                 reinterpret_cast<float*>(shared + Tile::kStaging + warp * 4096));
       }
     }
     if (call.packed && (threadIdx.x & 127) == 0) ptx::store_wait_read<0>();
+    __syncwarp();
+    if (cluster > 1) ptx::cluster_sync();  // until no block reads or arrives here any more
   }
 #endif
 }

@@ -1,6 +1,7 @@
 // The one door to attention on the device: checks a call and hands it to the kernels of its type.
 #include "cuda/op_registry.h"
 #include "transformer/attention/attention_launch.cuh"
+#include "transformer/attention/attention_sm90.h"
 
 namespace dvt::cuda {
 namespace {
@@ -29,10 +30,7 @@ Status check_call(const AttentionCudaCall& call) {
   return Status();
 }
 
-}  // namespace
-
-Status attention_forward(const AttentionCudaCall& call) {
-  DVT_RETURN_IF_ERROR(check_call(call));
+Status attention_portable(const AttentionCudaCall& call) {
   switch (call.type) {
     case AttentionType::float16: return attention_float16(call);
     case AttentionType::bfloat16: return attention_bfloat16(call);
@@ -42,10 +40,19 @@ Status attention_forward(const AttentionCudaCall& call) {
   return Status(StatusCode::internal, "attention of an unknown type");
 }
 
+}  // namespace
+
+Status attention_forward(const AttentionCudaCall& call) {
+  DVT_RETURN_IF_ERROR(check_call(call));
+  bool taken = false;
+  DVT_RETURN_IF_ERROR(attention_forward_sm90(call, &taken));
+  return taken ? Status() : attention_portable(call);
+}
+
 namespace {
 
-// qkv [batch, tokens, 3 * heads * head_dim] -> out [batch, tokens, heads * head_dim]; numbers: heads; words: products,
-// "tf32" where float32 numbers are to be multiplied as tf32.
+// qkv [batch, tokens, 3 * heads * head_dim] -> out [batch, tokens, heads * head_dim]; numbers: heads, portable (not
+// Hopper's kernels); words: products, "tf32" where float32 numbers are to be multiplied as tf32.
 Status attention_op(OpCall& op) {
   const auto found = op.tensors.find("qkv");
   if (found == op.tensors.end()) return invalid_argument("attention: qkv is missing");
@@ -75,7 +82,9 @@ Status attention_op(OpCall& op) {
     return invalid_argument("attention: out must have shape (batch, tokens, heads * head_dim)");
   call.overlap = op.number("overlap", 0) != 0;
   call.stream = static_cast<cudaStream_t>(op.stream);
-  return attention_forward(call);
+  if (op.number("portable") == 0) return attention_forward(call);
+  DVT_RETURN_IF_ERROR(check_call(call));
+  return attention_portable(call);
 }
 
 }  // namespace
