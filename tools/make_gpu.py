@@ -15,6 +15,7 @@ the emulator and small models, on a machine without a GPU.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("build", "tests", "sanitizer", "benchmarks")
 TOOLS = ("memcheck", "racecheck", "synccheck")
+APART = ("test_cuda_emulator.py", "test_cuda_resources.py")  # which compile for what is not here
 LIMITS = {"build": 240.0, "tests": 130.0, "sanitizer": 130.0}  # seconds; the benchmarks have what is left
 
 
@@ -106,11 +108,13 @@ class Session:
 
     def check(self, stages: list[str]) -> None:
         """The tests and compute-sanitizer, side by side."""
-        tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests").glob("test_cuda_*.py"))
-        pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+        files = sorted(path for path in (ROOT / "tests").glob("test_cuda_*.py") if path.name not in APART)
+        tests = [str(path.relative_to(ROOT)) for path in files]
+        pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=8", *tests]
+        workers = ["-n", "4"] if importlib.util.find_spec("xdist") and not self.dry_run else []
         jobs = []
         if "tests" in stages:
-            jobs.append(self.job("tests", *pytest).start())
+            jobs.append(self.job("tests", *pytest, *workers).start())
         if "sanitizer" in stages:
             program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
             for tool in TOOLS:
