@@ -13,16 +13,17 @@
 namespace dvt::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kMaxThreads = 256;
 constexpr int kSamples = 4096;  // looked through at a time
 
 template <bool kUpdate>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kMaxThreads)
     artifacts_kernel(ArtifactsCall call, const FitClock* clock, int offset, float* d_artifacts) {
   uint32_t* mine = &ptx::shared<uint32_t>();  // [kSamples / 32]: a bit for each sample at this patch
   const int32_t patch = static_cast<int32_t>(blockIdx.x);
   const int64_t at = patch * call.ld;
-  for (int64_t c0 = 0; c0 < call.ld; c0 += 4 * kThreads) {
+  const int threads = static_cast<int>(blockDim.x);
+  for (int64_t c0 = 0; c0 < call.ld; c0 += 4 * threads) {
     const int64_t c = c0 + 4 * threadIdx.x;
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     for (int64_t first = 0; first < call.n; first += kSamples) {
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(kThreads)
       const int count = left < kSamples ? static_cast<int>(left) : kSamples, words = (count + 31) / 32;
       if (c0 == 0 || call.n > kSamples) {  // later channels find the bits of the first
         __syncthreads();
-        for (int s0 = 0; s0 < count; s0 += kThreads) {
+        for (int s0 = 0; s0 < count; s0 += threads) {
           const int s = s0 + static_cast<int>(threadIdx.x);
           const uint32_t found = __ballot_sync(0xffffffffu, s < count && call.patch[first + s] == patch);
           if (ptx::lane_id() == 0 && s / 32 < words) mine[s / 32] = found;
@@ -69,7 +70,8 @@ Status launch_artifacts(const ArtifactsCall& call, const FitClock* clock, int of
   if (call.ld % 4 != 0) return invalid_argument("artifacts must have a multiple of 4 columns, got ", call.ld);
   Launch how;
   how.grid = dim3(static_cast<unsigned>(call.patches));
-  how.block = dim3(kThreads);
+  // Four channels a thread, in one go where there are at most 1,024.
+  how.block = dim3(static_cast<unsigned>(call.ld < 4 * kMaxThreads ? round_up(call.ld / 4, 32) : kMaxThreads));
   how.shared_bytes = kSamples / 8;
   how.stream = stream;
   return launch("artifacts", d_artifacts ? artifacts_kernel<false> : artifacts_kernel<true>, how, call, clock, offset,

@@ -40,7 +40,7 @@ DVT_DEVICE Quad load_quad(const float* field, const float* artifacts, const floa
 }
 
 template <class T, class Out, bool kResidual>
-__global__ void __launch_bounds__(kThreads) loss_kernel(LossCall call, Bank bank, bool whole) {
+__global__ void __launch_bounds__(kThreads, 3) loss_kernel(LossCall call, Bank bank, bool whole) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (i >= call.n) return;  // whole warps
   const int64_t channels = bank.channels, start = 4 * ptx::lane_id();
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads) loss_kernel(LossCall call, Bank bank
   const float per_channel = 1.0f / static_cast<float>(channels);
   const float x_norm = __fsqrt_rn(x_square), y_norm = __fsqrt_rn(y_square);
   const float x_length = fmaxf(x_norm, kCosineEps), y_length = fmaxf(y_norm, kCosineEps);
-  const float cosine = __fdiv_rn(dot, x_length * y_length);
+  const float per_lengths = __fdiv_rn(1.0f, x_length * y_length), cosine = dot * per_lengths;
   if (ptx::lane_id() == 0)
     *reinterpret_cast<float4*>(call.row_losses + 4 * i) =
         make_float4(error * per_channel, 1.0f - cosine, residual_error * per_channel, residual_size * per_channel);
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) loss_kernel(LossCall call, Bank bank
   const float unit = call.weights.scale / static_cast<float>(call.n);
   const float d_error = 2.0f * per_channel * unit;
   const float d_x = x_norm > kCosineEps ? __fdiv_rn(cosine, x_length * x_length) * unit : 0.0f;
-  const float d_y = -__fdiv_rn(unit, x_length * y_length);
+  const float d_y = -unit * per_lengths;
   const float d_residual_error = call.weights.residual_mse * 2.0f * per_channel * unit;
   const float d_residual_size = call.weights.residual_l1 * per_channel * unit;
   for (int64_t c = start; c < call.ld; c += 128) {
