@@ -198,15 +198,22 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     detail::softmax_step(s, rows);
     pack_probabilities();
 
+    // Two warpgroups take turns to start products, so that one has its softmax while the other's run, and not both at
+    // once: barrier 3 + g opens for warpgroup g when the other one has started. It opens as often as it is waited for.
+    constexpr bool kTurns = Tile::kGroups == 2;
+    if (kTurns && warpgroup == 1 && steps > 1) ptx::named_barrier_arrive(3, 256);
+
     int stage = 0, turn = 0;  // of the values that are next; keys are one ahead
     for (int step = 1; step < steps; ++step) {
       const int next = stage + 1 == kStages ? 0 : stage + 1, next_turn = stage + 1 == kStages ? turn + 1 : turn;
       ptx::barrier_wait(full_keys + next, static_cast<uint32_t>(next_turn & 1));
+      ptx::barrier_wait(full_values + stage, static_cast<uint32_t>(turn & 1));
       ptx::hold(s);
       ptx::hold(o);
+      if (kTurns) ptx::named_barrier(3 + warpgroup, 256);
       start_scores(next);
-      ptx::barrier_wait(full_values + stage, static_cast<uint32_t>(turn & 1));
       start_sums(stage, step > 1);
+      if (kTurns && (warpgroup == 0 || step + 1 < steps)) ptx::named_barrier_arrive(3 + (warpgroup ^ 1), 256);
       ptx::wgmma_wait<1>();
       ptx::hold(s);
       if (step + 1 == steps) detail::mask_scores(s, call.tokens - step * kKeys);
