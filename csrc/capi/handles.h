@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "capi/errors.h"
+#include "engine/cuda/engine_backend.h"
 #include "engine/session.h"
 
 namespace dvt::capi {
@@ -25,10 +26,13 @@ dvt_status check_environment();
 
 }  // namespace dvt::capi
 
+// Each on the CPU or on a device: the other pointer is null.
 struct dvt_model : dvt::capi::Handle {
   std::shared_ptr<const dvt::Model> model;
+  std::unique_ptr<dvt::cuda::EngineModelCuda> cuda;
 };
 
 struct dvt_session : dvt::capi::Handle {
   std::unique_ptr<dvt::Session> session;
+  std::unique_ptr<dvt::cuda::EngineSessionCuda> cuda;
 };

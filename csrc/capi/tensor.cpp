@@ -18,25 +18,36 @@ static_assert(offsetof(dvt_tensor, data) == 0 && offsetof(dvt_tensor, device) ==
 // Processors of 64 bits give a process at most so many addresses; above them a pointer may carry a tag.
 constexpr int64_t kAddresses = int64_t{1} << 56;
 
+constexpr int32_t kManaged = 13;  // CUDA memory that a device and the CPU reach
+
 const char* device_name(int32_t type) {
   switch (type) {
     case DVT_CPU: return "the CPU";
-    case 2: return "CUDA";
+    case DVT_CUDA: return "CUDA";
     case DVT_CUDA_HOST: return "pinned CUDA host memory";
     case 4: return "OpenCL";
     case 7: return "Vulkan";
     case 8: return "Metal";
     case 10: return "ROCm";
-    case 13: return "managed CUDA memory";
+    case kManaged: return "managed CUDA memory";
     case 14: return "oneAPI";
     default: return "an unknown device";
   }
 }
 
-dvt_status check_device(const dvt_tensor& tensor, const char* name) {
-  if (tensor.device.type == DVT_CPU || tensor.device.type == DVT_CUDA_HOST) return DVT_OK;
-  return fail(DVT_INVALID_ARGUMENT, "%s must be in memory of the CPU (device type 1), got type %d, %s", name,
-              int{tensor.device.type}, device_name(tensor.device.type));
+dvt_status check_device(const dvt_tensor& tensor, const char* name, int cuda_device, bool* on_device) {
+  const dvt_device given = tensor.device;
+  *on_device = false;
+  if (given.type == DVT_CPU || given.type == DVT_CUDA_HOST) return DVT_OK;
+  if (cuda_device == kNoDevice)
+    return fail(DVT_INVALID_ARGUMENT, "%s must be in memory of the CPU (device type 1), got type %d, %s", name,
+                int{given.type}, device_name(given.type));
+  *on_device = given.type == kManaged || (given.type == DVT_CUDA && given.id == cuda_device);
+  if (*on_device) return DVT_OK;
+  return fail(DVT_INVALID_ARGUMENT,
+              "%s must be in memory of the session's device (type 2, id %d) or of the CPU (type 1), got type %d, %s, "
+              "id %d",
+              name, cuda_device, int{given.type}, device_name(given.type), int{given.id});
 }
 
 dvt_status find_dtype(const dvt_tensor& tensor, const char* name, Dtype* dtype) {
@@ -108,11 +119,12 @@ bool elements_may_overlap(const TensorView& view) {
 
 }  // namespace
 
-dvt_status view_tensor(const dvt_tensor* tensor, const char* name, bool written, TensorView* view) noexcept {
+dvt_status view_tensor(const dvt_tensor* tensor, const char* name, bool written, int cuda_device, TensorView* view,
+                       bool* on_device) noexcept {
   if (!tensor) return fail(DVT_INVALID_ARGUMENT, "%s must not be null", name);
   if (tensor->ndim < 1 || tensor->ndim > kMaxRank)
     return fail(DVT_INVALID_ARGUMENT, "%s must have 1 to %d dimensions, got %d", name, kMaxRank, int{tensor->ndim});
-  DVT_CAPI_TRY(check_device(*tensor, name));
+  DVT_CAPI_TRY(check_device(*tensor, name, cuda_device, on_device));
   DVT_CAPI_TRY(find_dtype(*tensor, name, &view->dtype));
   if (!tensor->shape) return fail(DVT_INVALID_ARGUMENT, "%s's shape must not be null", name);
   if (!tensor->data) return fail(DVT_INVALID_ARGUMENT, "%s's data must not be null", name);

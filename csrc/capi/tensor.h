@@ -6,7 +6,11 @@
 
 namespace dvt::capi {
 
-// `name` begins the sentences: "input", "output" or "raw". `written`: elements must not overlap.
-dvt_status view_tensor(const dvt_tensor* tensor, const char* name, bool written, TensorView* view) noexcept;
+constexpr int kNoDevice = -1;
+
+// `name` begins the sentences: "input", "output" or "raw". `written`: elements must not overlap. `cuda_device`: whose
+// memory is taken beside main memory, or kNoDevice; *on_device: whether it lies there.
+dvt_status view_tensor(const dvt_tensor* tensor, const char* name, bool written, int cuda_device, TensorView* view,
+                       bool* on_device) noexcept;
 
 }  // namespace dvt::capi

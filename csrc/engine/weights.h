@@ -98,5 +98,7 @@ struct EngineWeights {
 
 // Reads a whole file at `data`. Errors are invalid_argument or non_finite, one sentence, without the file's name.
 Status read_engine_weights(const void* data, size_t size, EngineWeights* out);
+// The same from a file, which the sentence begins with.
+Status read_engine_file(const std::string& path, EngineWeights* out);
 
 }  // namespace dvt

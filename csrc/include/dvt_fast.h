@@ -1,6 +1,6 @@
 /*
-dvt_fast: a vision transformer and its denoiser, from an image to denoised features, in real time on a CPU. C99; for
-C++ there is dvt_fast.hpp beside this file.
+dvt_fast: a vision transformer and its denoiser, from an image to denoised features, in real time on a CPU or a CUDA
+device. C99; for C++ there is dvt_fast.hpp beside this file.
 
 A complete program. `python -m dvt_fast --pkg-config-dir` prints the folder that PKG_CONFIG_PATH needs; then
 
@@ -117,7 +117,7 @@ and then means its default, so initialise the rest to zero and set what matters,
 the caller sets struct_size only. */
 
 /* A tensor has the layout and the codes of DLPack's DLTensor: a DLTensor* may be cast to a dvt_tensor*. */
-enum { DVT_CPU = 1, DVT_CUDA_HOST = 3 }; /* where memory is; a session on the CPU takes these two */
+enum { DVT_CPU = 1, DVT_CUDA = 2, DVT_CUDA_HOST = 3 }; /* where memory is: 1 and 3 are main memory */
 enum { DVT_INT = 0, DVT_UINT = 1, DVT_FLOAT = 2, DVT_BFLOAT = 4 }; /* kinds of values */
 
 typedef struct dvt_device {
@@ -148,17 +148,25 @@ create sessions from one at once. */
 
 typedef struct dvt_model dvt_model;
 
-/* How weights are stored; the arithmetic is float32. */
-enum { DVT_WEIGHTS_FLOAT32 = 0, DVT_WEIGHTS_FLOAT16 = 1, DVT_WEIGHTS_BFLOAT16 = 2 };
+/* How weights are stored; on the CPU the arithmetic is float32. On a CUDA device the tensor cores multiply 16-bit
+   numbers, or float32 ones cut to 19 bits (TF32), or float32 ones in three such products, which have the error of
+   float32; sums are float32. */
+enum {
+  DVT_WEIGHTS_FLOAT32 = 0,
+  DVT_WEIGHTS_FLOAT16 = 1,
+  DVT_WEIGHTS_BFLOAT16 = 2,
+  DVT_WEIGHTS_TF32 = 3 /* CUDA only */
+};
 
 typedef struct dvt_model_options {
   size_t struct_size;
-  int32_t weights;  /* DVT_WEIGHTS_FLOAT32 ... */
-  int32_t reserved; /* 0 */
+  int32_t weights;   /* DVT_WEIGHTS_FLOAT32 ... */
+  int32_t reserved;  /* 0 */
+  dvt_device device; /* where its sessions compute: default the CPU, or {DVT_CUDA, 0} ... */
 } dvt_model_options;
 
 /* Reads an engine file from a path or from memory, which may be freed afterwards. options may be null. *model is null
-   where the status is not DVT_OK. */
+   where the status is not DVT_OK: DVT_UNSUPPORTED for a device that is not there, with the reason. */
 DVT_API dvt_status dvt_model_load(const char* path, const dvt_model_options* options, dvt_model** model);
 DVT_API dvt_status dvt_model_load_memory(const void* data, size_t size, const dvt_model_options* options,
                                          dvt_model** model);
@@ -175,6 +183,7 @@ typedef struct dvt_model_info {
   int64_t dim;                       /* channels of the features */
   int64_t image_height, image_width; /* of a session by default; 0 without a ViT */
   const char* source;                /* JSON: which ViT and denoiser these are; lives as long as the model */
+  dvt_device device;                 /* where its sessions compute */
 } dvt_model_info;
 
 DVT_API dvt_status dvt_model_get_info(const dvt_model* model, dvt_model_info* info);
@@ -233,14 +242,24 @@ typedef struct dvt_run_args {
   const dvt_tensor* input;  /* see DVT_INPUT_IMAGE ...; the batch axis may be left out where batch is 1 */
   const dvt_tensor* output; /* float32, float16 or bfloat16 [batch, grid_height, grid_width, dim], or without batch */
   const dvt_tensor* raw;    /* null, or a tensor like output for the ViT's own features */
-  void* workspace;          /* null: the session's own, which the first such run allocates */
+  void* workspace;          /* null: the session's own, which the first such run allocates; else on its device */
   size_t workspace_bytes;   /* of workspace; its contents are undefined before and after */
+  void* stream;             /* a cudaStream_t of the device, for tensors on it; null: the default one */
 } dvt_run_args;
 
 /* Runs one batch. Allocates nothing (without a workspace: after the first run), and gives the same bits for the same
    input with any number of threads. Tensors must not share elements with each other. Where the status is
-   DVT_NON_FINITE the output is written; with any other that is not DVT_OK it is as it was. */
+   DVT_NON_FINITE the output is written; with any other that is not DVT_OK it is as it was.
+
+   Tensors are in main memory, or, where the session computes on a CUDA device, all in memory of that device. Then the
+   call only enqueues kernels on args->stream and can be captured into a graph: tensors and workspace are in use until
+   the stream has come so far, and dvt_session_finite tells what DVT_NON_FINITE would. Runs that may overlap in time
+   need sessions of their own. From main memory a session on a device copies, and returns when the result is there. */
 DVT_API dvt_status dvt_session_run(dvt_session* session, const dvt_run_args* args);
+
+/* Of a session on a CUDA device whose last run is done (its stream was synchronised): *finite becomes 1 where the
+   result is free of NaN and infinity, else 0. */
+DVT_API dvt_status dvt_session_finite(dvt_session* session, int32_t* finite);
 
 /* ---------------------------------------------------------------------------------------------- instruction set --
 

@@ -73,11 +73,13 @@ class Extents {
 };
 
 // Memory of the caller seen as a tensor; inputs are not written to. Strides are in elements, of any sign; none:
-// row-major and contiguous. 16-bit floats are kept as anything and named by `float16` or `bfloat16`.
+// row-major and contiguous. 16-bit floats are kept as anything and named by `float16` or `bfloat16`. device: where the
+// memory is, {DVT_CUDA, 0} ... for that of a CUDA device.
 class Tensor {
  public:
-  Tensor(const void* data, dvt_data_type dtype, const Extents& shape, const Extents& strides = {})
-      : data_(const_cast<void*>(data)), dtype_(dtype), shape_(shape), strides_(strides) {
+  Tensor(const void* data, dvt_data_type dtype, const Extents& shape, const Extents& strides = {},
+         dvt_device device = {DVT_CPU, 0})
+      : data_(const_cast<void*>(data)), dtype_(dtype), shape_(shape), strides_(strides), device_(device) {
     if (strides.size() != 0 && strides.size() != shape.size())
       throw Error(DVT_INVALID_ARGUMENT, "strides must be as many as dimensions, or none");
   }
@@ -88,7 +90,7 @@ class Tensor {
 
   // Valid while this Tensor is.
   dvt_tensor view() const noexcept {
-    return {data_,  {DVT_CPU, 0},  static_cast<std::int32_t>(shape_.size()),
+    return {data_,  device_,       static_cast<std::int32_t>(shape_.size()),
             dtype_, shape_.data(), strides_.size() ? strides_.data() : nullptr,
             0};
   }
@@ -97,6 +99,7 @@ class Tensor {
   void* data_;
   dvt_data_type dtype_;
   Extents shape_, strides_;
+  dvt_device device_;
 };
 
 // Weights, packed; any number of threads may make sessions from one, and sessions keep what they need of it.
@@ -146,13 +149,14 @@ class Session {
     return static_cast<std::size_t>(info_.batch * info_.grid_height * info_.grid_width * info_.dim);
   }
 
-  // raw: where the ViT's own features go, or null. workspace: see dvt_run_args; null: the session's own.
+  // raw: where the ViT's own features go, or null. workspace: see dvt_run_args; null: the session's own. stream: a
+  // cudaStream_t, for tensors on a CUDA device.
   void run(const Tensor& input, const Tensor& output, const Tensor* raw = nullptr, void* workspace = nullptr,
-           std::size_t workspace_bytes = 0) {
-    check(try_run(input, output, raw, workspace, workspace_bytes));
+           std::size_t workspace_bytes = 0, void* stream = nullptr) {
+    check(try_run(input, output, raw, workspace, workspace_bytes, stream));
   }
   dvt_status try_run(const Tensor& input, const Tensor& output, const Tensor* raw = nullptr, void* workspace = nullptr,
-                     std::size_t workspace_bytes = 0) noexcept {
+                     std::size_t workspace_bytes = 0, void* stream = nullptr) noexcept {
     const dvt_tensor views[] = {input.view(), output.view(), (raw ? *raw : output).view()};
     RunArgs args;
     args.input = &views[0];
@@ -160,7 +164,14 @@ class Session {
     args.raw = raw ? &views[2] : nullptr;
     args.workspace = workspace;
     args.workspace_bytes = workspace_bytes;
+    args.stream = stream;
     return dvt_session_run(get(), &args);
+  }
+  // Of a session on a CUDA device whose last run is done: whether its result is free of NaN and infinity.
+  bool finite() const {
+    std::int32_t finite = 0;
+    check(dvt_session_finite(get(), &finite));
+    return finite != 0;
   }
   dvt_session* get() const noexcept { return handle_.get(); }
 
