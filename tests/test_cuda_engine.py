@@ -286,6 +286,19 @@ def test_a_capture_before_the_first_run_is_refused(emulator, cuda):
         EmulatedGraph(cuda.library).capture(lambda stream: session.run(x, out=out, stream=stream))
 
 
+def test_a_stream_of_another_device_is_refused(emulator, cuda):
+    """The stream is made while the other device is the current one."""
+    session = device_session(cuda, to_bytes(None, lively_denoiser(dim=64, num_heads=2)), grid=(2, 2))
+    x, out = cuda.to_device(noise(2, 2, 64)), cuda.empty((2, 2, 64))
+    emulator.set(DEVICES=2)
+    library = ctypes.CDLL(str(cuda.library))
+    assert library._Z13cudaSetDevicei(1) == 0
+    stream = EmulatedGraph(cuda.library).stream.value
+    assert library._Z13cudaSetDevicei(0) == 0
+    with pytest.raises(InputError, match="stream must be of device 0, where the model is, got one of device 1"):
+        session.run(x, out=out, stream=stream)
+
+
 def test_what_it_cannot_run():
     denoiser = lively_denoiser(dim=192, num_heads=1)
     with pytest.raises((UnsupportedError, WeightsError), match="heads must have at most 128 channels, got 192"):

@@ -176,6 +176,13 @@ cudaError_t cudaStreamQuery(cudaStream_t handle) {
   run_until(*stream, stream->done + 1);
   return noted(usable() ? usable() : cudaErrorNotReady);
 }
+cudaError_t cudaStreamGetDevice(cudaStream_t handle, int* device) {
+  EMULATOR_CALL;
+  CUstream_st* stream = resolve(handle);
+  if (!stream) return noted(cudaErrorInvalidResourceHandle);
+  *device = stream->device;
+  return cudaSuccess;
+}
 cudaError_t cudaDeviceSynchronize() {
   EMULATOR_CALL;
   if (const cudaError_t refused = refuse_in_capture()) return noted(refused);

@@ -87,6 +87,7 @@ class SessionCuda final : public EngineSessionCuda {
   Status enqueue(const TensorView& input, const TensorView& output, const TensorView* raw, cudaStream_t stream,
                  void* workspace, size_t workspace_bytes);
   Status check_place(const char* name, const void* data, int64_t alignment) const;
+  Status check_stream(cudaStream_t stream) const;
   Status own_workspace(cudaStream_t stream, void** workspace);
   Status read_finite(bool* out) {
     uint32_t value = 0;
@@ -118,6 +119,13 @@ Status SessionCuda::check_place(const char* name, const void* data, int64_t alig
   return Status();
 }
 
+Status SessionCuda::check_stream(cudaStream_t stream) const {
+  int of = device();
+  DVT_CUDA(cudaStreamGetDevice(stream, &of), "finding the device of a stream");
+  if (of == device()) return Status();
+  return invalid_argument("stream must be of device ", device(), ", where the model is, got one of device ", of);
+}
+
 Status SessionCuda::own_workspace(cudaStream_t stream, void** workspace) {
   if (!workspace_.data()) {
     cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
@@ -138,6 +146,7 @@ Status SessionCuda::enqueue(const TensorView& input, const TensorView& output, c
   DVT_RETURN_IF_ERROR(check_place("input", input.data, size_of(input.dtype)));
   DVT_RETURN_IF_ERROR(check_place("output", output.data, size_of(output.dtype)));
   if (raw) DVT_RETURN_IF_ERROR(check_place("raw", raw->data, size_of(raw->dtype)));
+  DVT_RETURN_IF_ERROR(check_stream(stream));
   if (!workspace) {
     DVT_RETURN_IF_ERROR(own_workspace(stream, &workspace));
   } else {
