@@ -26,13 +26,13 @@ import torch
 
 Run = Callable[[], Any]
 HOLD = 300_000  # clock cycles: 150 us and more, in which a replay is enqueued
-IN_A_ROW = 20
 
 
 class Gpu:
     """A CUDA device, for torch."""
 
     emulated = False
+    in_a_row = 20
 
     def __init__(self, index: int = 0):
         self.torch = torch.device("cuda", index)
@@ -87,6 +87,7 @@ class Processor:
     """The CPU in the place of a device, for a dry run."""
 
     emulated = True
+    in_a_row = 1
     torch = torch.device("cpu")
 
     class _Event:
@@ -147,7 +148,7 @@ def graph_times(device: Device, runs: dict[str, Run], repeats: int, cold: bool =
 
 
 def row_times(device: Device, runs: dict[str, Run], repeats: int, hold: bool) -> dict[str, list[float]]:
-    """Microseconds a run of `IN_A_ROW` in a row. hold: whether the device waits until the first is enqueued."""
+    """Microseconds a run of `in_a_row` of them. hold: whether the device waits until the first is enqueued."""
     order, times = random.Random(0), {name: [] for name in runs}
     for _ in range(repeats):
         for name in order.sample(list(runs), len(runs)):
@@ -156,11 +157,11 @@ def row_times(device: Device, runs: dict[str, Run], repeats: int, hold: bool) ->
             if hold:
                 device.hold()
             start.record()
-            for _ in range(IN_A_ROW):
+            for _ in range(device.in_a_row):
                 runs[name]()
             end.record()
             device.synchronize()
-            times[name].append(1e3 * start.elapsed_time(end) / IN_A_ROW)
+            times[name].append(1e3 * start.elapsed_time(end) / device.in_a_row)
     return times
 
 

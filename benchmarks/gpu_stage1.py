@@ -166,8 +166,8 @@ def record(report: Report, who: str, phase: int, taken: float) -> None:
 
 def measure(device: Device, report: Report, *, tiny: bool) -> None:
     """Puts report.data["stage1"]."""
-    channels, side, views = (32, 6, 12) if tiny else (CHANNELS, SIDE, VIEWS)
-    warm, count = (2, 4) if tiny else (WARM, OURS)
+    channels, side, views = (16, 4, 6) if tiny else (CHANNELS, SIDE, VIEWS)
+    warm, count = (1, 2) if tiny else (WARM, OURS)
     features, coords = problem(device.torch, channels, side, views)
     options = HashgridOptions(steps=2 * (warm + count), **(TINY if tiny else {}))
     report.put("stage1", "size", {"channels": channels, "side": side, "views": views, "batch": options.batch})
@@ -178,13 +178,13 @@ def measure(device: Device, report: Report, *, tiny: bool) -> None:
     print(f"  stage 1, differences to torch in float32: {differences}", flush=True)
     parameters = time_ours(device, report, features, coords, options, warm, count, right)
     if right and (tiny or report.fits(15, "stage 1: the whole fit")):
-        steps = 20 if tiny else STEPS
+        steps = 4 if tiny else STEPS
         rest = TINY if tiny else {}
 
         def fit() -> dvt_fast.Decomposition:
             return dvt_fast.solve(features, coords, "hashgrid", device="cuda", steps=steps, **rest)
 
-        taken = seconds(device, fit, 2)
+        taken = seconds(device, fit, 1 if tiny else 2)
         row = {"steps": steps, "best_s": min(taken), "first_s": taken[0], "us_a_step": 1e6 * min(taken) / steps}
         report.put("stage1", "fit", row)
         print(f"  stage 1, a fit of {steps} steps: {min(taken):.3f} s", flush=True)
@@ -198,14 +198,14 @@ def measure_planted(device: Device, report: Report, *, tiny: bool) -> None:
     """Puts report.data["planted"]: what both backends recover of planted artifacts (planted.py)."""
     from planted import make, score, solve_with
 
-    sizes = (16, 8, 12) if tiny else (96, 24, 160)
+    sizes = (8, 6, 5) if tiny else (96, 24, 160)
     for seed in range(1 if tiny else 3):
         if not tiny and not report.fits(25, f"planted: photo {seed}"):
             return
         case = make(*sizes, seed)
         for solver in ("direct", "hashgrid"):
             for where in ("cuda", "cpu"):
-                found, of_artifacts, taken = solve_with(solver, case, 20 if tiny else 2000, where)
+                found, of_artifacts, taken = solve_with(solver, case, 4 if tiny else 2000, where)
                 cosine, of_semantics = score(found, case.clean)
                 row = {"cosine": cosine, "error_F": of_semantics, "error_G": of_artifacts, "seconds": taken}
                 report.put("planted", solver, where, f"photo {seed}", row)

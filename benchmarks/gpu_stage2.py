@@ -97,15 +97,16 @@ def timed(device: Device, runs: dict[str, Run], rows: dict[str, dict], repeats: 
         except Exception as failure:  # a rival that synchronises cannot be captured
             rows[name]["no_graph"] = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
             device.synchronize()
-    round_us = sum(min(times) for times in graph_times(device, graphs, 3).values())
+    round_us = sum(min(times) for times in graph_times(device, graphs, min(repeats, 3)).values())
     repeats = min(repeats, max(100, int(TIMING_SECONDS * 1e6 / (2 * round_us + 300 * len(graphs)))))
+    some = min(repeats, 3)
     for name, times in graph_times(device, graphs, repeats).items():
         rows[name]["graph_us"] = summary(times)
-    for name, times in graph_times(device, graphs, max(3, repeats // 10), cold=True).items():
+    for name, times in graph_times(device, graphs, max(some, repeats // 10), cold=True).items():
         rows[name]["cold_us"] = summary(times)
-    for name, times in row_times(device, graphs, max(3, repeats // 20), hold=True).items():
+    for name, times in row_times(device, graphs, max(some, repeats // 20), hold=True).items():
         rows[name]["back_to_back_us"] = summary(times)
-    for name, times in row_times(device, runs, max(3, repeats // 50), hold=False).items():
+    for name, times in row_times(device, runs, max(some, repeats // 50), hold=False).items():
         rows[name]["calls_us"] = summary(times)
 
 
@@ -144,7 +145,7 @@ def steadiness(case: Case, device: Device, runs: int) -> dict[str, Any]:
     for _ in range(runs):
         differing += (run() != first).any()
     replayed = torch.zeros_like(differing)
-    for _ in range(max(3, runs // 10)):
+    for _ in range(max(2, runs // 10)):
         run().zero_()
         replayed += (replay() != first).any()
     return {
@@ -153,7 +154,7 @@ def steadiness(case: Case, device: Device, runs: int) -> dict[str, Any]:
         "torch_allocations": after[1] - before[1],
         "runs_of_other_bits": int(differing),
         "replays_of_other_bits": int(replayed),
-        "threads_equal_serial": two_threads(case, device, max(3, runs // 10)),
+        "threads_equal_serial": two_threads(case, device, max(2, runs // 10)),
     }
 
 
@@ -212,7 +213,7 @@ def measure(device: Device, report: Report, names: list[str], *, tiny: bool, onl
 
     Raises `RuntimeError` at the end where ours was not timed.
     """
-    repeats, runs = (3, 3) if tiny else (RUNS, RUNS)
+    repeats, runs = (1, 2) if tiny else (RUNS, RUNS)
     wrong = []
     peak = report.data.get("ceilings", {}).get("bf16_tflop_per_s") or ceilings(device, tiny)["bf16_tflop_per_s"]
     for kind, name, make in cases(tiny):

@@ -197,12 +197,13 @@ def test_targets_are_compared_with_what_was_measured():
     assert met == {"direct, one pass, ms": True, "stage2, C = 768, N = 1369, us": False}
 
 
+@pytest.mark.timeout(600)
 def test_every_section_runs(cuda, tmp_path):
     """The whole program on small models; TensorRT's absence and the like are said, nothing fails."""
     out = tmp_path / "result.json"
     command = [sys.executable, BENCHMARKS / "gpu.py", "--tiny", "--rivals", "torch eager", "TensorRT", "--json", out]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=280, env=env)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=580, env=env)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     result = json.loads(out.read_text())
     assert "failed" not in result and result["environment"]["commit"]
@@ -217,9 +218,9 @@ def test_every_section_runs(cuda, tmp_path):
     assert "extrapolated" in result["end_to_end"]["reference"]["fit_is"]
     for op in result["ops"].values():
         assert isinstance(op["us"]["chosen"], float) and isinstance(op["us"]["portable"], float), op
-    for solver in ("direct", "hashgrid"):
+    for solver, most in (("direct", 1e-3), ("hashgrid", 0.2)):  # of a few steps from other random numbers
         scores = result["planted"][solver]
-        assert abs(scores["cuda"]["photo 0"]["cosine"] - scores["cpu"]["photo 0"]["cosine"]) < 0.02
+        assert abs(scores["cuda"]["photo 0"]["cosine"] - scores["cpu"]["photo 0"]["cosine"]) < most
 
 
 def test_make_gpu_goes_on_after_a_failure_and_says_so(tmp_path, monkeypatch):
