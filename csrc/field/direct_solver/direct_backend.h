@@ -21,8 +21,8 @@ struct DirectSetup {
   Keep keep = Keep::nothing;  // borrow: features stay valid and unchanged until the last solve. half: a copy, float16
                               // of float32 features, else of their own type
   bool cosine = false;
-  bool solves_artifacts = true;   // false: fix_artifacts is going to be set, and what only G needs is not made
-  int64_t expected_views = 0;     // memory for as many is taken at once
+  bool solves_artifacts = true;  // false: fix_artifacts is going to be set, and what only G needs is not made
+  int64_t expected_views = 0;    // memory for as many is taken at once
   int device = 0;
 };
 
@@ -35,8 +35,8 @@ class DirectSolverCuda {
   // float16's range where that is what is kept; then nothing of this call is kept.
   virtual Status add(int64_t views, const void* features, Dtype type, const float* coords, bool coords_on_device,
                      void* stream) = 0;
-  // prior [patches, channels] or null; nodes [nodes, channels] and artifacts [patches, channels] are written. The method
-  // is always pcg, with G eliminated; schur is refused.
+  // prior [patches, channels] or null; nodes [nodes, channels] and artifacts [patches, channels] are written. The
+  // method is always pcg, with G eliminated; schur is refused.
   virtual Status solve(const DirectOptions& options, const float* prior, float* nodes, float* artifacts,
                        DirectReport* report, void* stream) = 0;
   // solver="average": nodes = what the views say about each, divided by their coverage, holes filled from their rims;
@@ -51,11 +51,12 @@ Status create_direct_solver(const DirectSetup& setup, std::unique_ptr<DirectSolv
 // out [count, channels] = the field of nodes [ny, nx, channels] at coords [count, 2].
 Status query_field(int device, GridShape grid, int64_t channels, const float* nodes, int64_t count, const float* coords,
                    float* out, void* stream);
-// out [height, width, channels] = the mean of the field over each patch, coords [height, width, 2] the patches' centres.
+// out [height, width, channels] = the mean of the field over each patch, coords [height, width, 2] the patches'
+// centres.
 Status field_patch_means(int device, GridShape grid, int64_t channels, const float* nodes, int64_t height,
                          int64_t width, const float* coords, float* out, void* stream);
-// The constant that G gives to F (solvers/gauge.py): artifacts [patches, channels] -= it, nodes [count, channels] += it.
-// workspace: gauge_workspace_bytes() of device memory.
+// The constant that G gives to F (solvers/gauge.py): artifacts [patches, channels] -= it, nodes [count, channels] +=
+// it. workspace: gauge_workspace_bytes() of device memory.
 size_t gauge_workspace_bytes(int64_t patches, int64_t channels);
 Status apply_gauge(int device, int64_t patches, int64_t channels, float* artifacts, int64_t nodes, float* node_values,
                    void* workspace, void* stream);
