@@ -74,6 +74,26 @@ DVT_PTX float reciprocal_approx(float x) {
   return out;
 }
 
+// Correctly rounded square root and quotient, bit for bit __fsqrt_rn and __fdiv_rn, without their branches for extreme
+// operands: what the compiler emits for the others on sm_80 to sm_120. x and y in [2^-100, 2^100], |a| in [2^-75, 2^60]
+// and the quotient's exponent within +-115.
+DVT_PTX float sqrt_ordinary(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  const float root = __fmul_rn(x, y);
+  return __fmaf_rn(__fmaf_rn(-root, root, x), __fmul_rn(y, 0.5f), root);
+}
+DVT_PTX float divide_ordinary(float a, float y) {
+  float r = reciprocal_approx(y);
+  r = __fmaf_rn(r, __fmaf_rn(-y, r, 1.0f), r);
+  const float quotient = __fmul_rn(a, r);
+  return __fmaf_rn(r, __fmaf_rn(-y, quotient, a), quotient);
+}
+
+// To the compiler x is another number from here on: what it derives from x is derived here, and not kept in registers
+// from before. No instruction.
+DVT_PTX void forget(float& x) { asm volatile("" : "+f"(x)); }
+
 // ---------------------------------------------------------------------------------------------- matrix products --
 
 // c += a b.

@@ -33,12 +33,12 @@ __global__ void lazy_adam_kernel(AdamConstants constants, const AdamStep* steps,
   const int32_t last = active ? table.last_step[entry] : step;
   if (active) {
     const int64_t at = entry * table.width + f;
-    float p = table.params[at], m = table.exp_avg[at], v = table.exp_avg_sq[at];
-    adam_replay<1>(constants, steps, last, grads ? step - 1 : step, &p, &m, &v);
-    if (grads) adam_step(constants, steps[step - 1], grads[i], p, m, v);
-    table.params[at] = p;
-    table.exp_avg[at] = m;
-    table.exp_avg_sq[at] = v;
+    float p[1] = {table.params[at]}, m[1] = {table.exp_avg[at]}, v[1] = {table.exp_avg_sq[at]};
+    adam_replay<1>(constants, steps, last, grads ? step - 1 : step, p, m, v);
+    if (grads) adam_step(constants, steps[step - 1], grads[i], p[0], m[0], v[0]);
+    table.params[at] = p[0];
+    table.exp_avg[at] = m[0];
+    table.exp_avg_sq[at] = v[0];
   }
   __syncwarp();  // all of the entry's threads have read its last step: a width divides a warp
   if (active && f == 0) table.last_step[entry] = step;

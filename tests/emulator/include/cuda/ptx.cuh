@@ -37,6 +37,10 @@ inline uint32_t round_tf32(float x) {
 }
 inline float exp2_approx(float x) { return fabsf(x) < 126.0f ? exp2f(x) : x < 0 ? 0.0f : exp2f(x); }
 inline float reciprocal_approx(float x) { return 1.0f / x; }
+inline float sqrt_ordinary(float x) { return sqrtf(x); }
+inline float divide_ordinary(float a, float y) { return a / y; }
+
+inline void forget(float&) {}
 
 // ---------------------------------------------------------------------------------------------- matrix products --
 
