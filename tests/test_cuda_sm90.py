@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 LOG2E = 1.4426950408889634
 DTYPES = ["bfloat16", "float16"]
-# Tile, blocks that share a tile's sum, pairs of blocks that share rows of x.
+# Tile, blocks that share a tile's sum, what pairs of blocks share (1: rows of x, 2: rows of the weight).
 PLANS = [
     ("narrow", 1, 0),
     ("narrow", 3, 0),
@@ -19,8 +19,10 @@ PLANS = [
     ("square", 8, 0),
     ("wide", 1, 0),
     ("wide", 1, 1),
+    ("wide", 1, 2),
     ("widest", 1, 0),
     ("widest", 1, 1),
+    ("widest", 1, 2),
 ]
 # (rows, in, out): more than one tile each way, with tails; less than one; whole ones.
 SHAPES = [(150, 584, 392), (5, 520, 8), (128, 512, 256)]
@@ -62,8 +64,8 @@ def operands(rows, n_in, n_out, dtype, seed=0):
 
 
 def linear(tensors, y, plan=("square", 1, 0), numbers=None, **words):
-    tile, split, shared = plan
-    numbers = {"split": split, "shared": shared} | (numbers or {})
+    tile, split, sharing = plan
+    numbers = {"split": split, "sharing": sharing} | (numbers or {})
     return run_op("linear_sm90", tensors, {"y": y}, numbers, {"tile": tile} | words)["y"]
 
 
@@ -135,7 +137,7 @@ def test_odd_columns_and_what_is_not_finite(cuda, plan):
             assert_as_good_as(out["y"], rival.float().numpy(), truth.numpy())
 
 
-@pytest.mark.parametrize("plan", [("widest", 1, 1), ("square", 3, 0), ("narrow", 1, 0)], ids=str)
+@pytest.mark.parametrize("plan", [("widest", 1, 1), ("square", 1, 2), ("square", 3, 0), ("narrow", 1, 0)], ids=str)
 def test_linear_gives_the_same_bits(seeds, plan):
     x, weight, bias, residual = operands(200, 456, 648, "bfloat16", seed=5)
     tensors = {"x": x, "weight": weight, "bias": bias, "residual": residual}

@@ -44,11 +44,15 @@ struct GemmTileSm90 {
   static_assert(kSharedBytes <= 232448);
 };
 
+// What clusters of two blocks share: `rows`, the tile of x of two neighbouring columns of tiles; `columns`, the tile of
+// W of two neighbouring rows of tiles.
+enum class Sharing { nothing, rows, columns };
+
 struct GemmSm90Call {
   int rows = 0, cols = 0;
-  int steps = 0;        // stages of K
-  int split = 1;        // blocks a tile, that is, of a cluster; at most `steps` and 8
-  bool shared = false;  // clusters of two blocks, that have neighbouring columns; not with split
+  int steps = 0;                       // stages of K
+  int split = 1;                       // blocks a tile, that is, of a cluster; at most `steps` and 8
+  Sharing sharing = Sharing::nothing;  // not with split
   int tiles_m = 0, tiles_n = 0;
   // Whether the epilogue's values are stored by the copy engine, packed to T (split == 1 only), or by Epilogue::store.
   bool packed = false;
@@ -204,7 +208,7 @@ DVT_DEVICE void store_parts(const GemmSm90Call& call, const Epilogue& epilogue, 
 
 }  // namespace detail
 
-// Maps: boxes of 64 rows of x, kN rows of W, both 128 bytes wide; y, where it is packed: 64 x 64.
+// Maps: boxes of 64 rows of x, kN / 2 rows of W, both 128 bytes wide; y, where it is packed: 64 x 64.
 template <class Tile, class Epilogue>
 __global__ void __launch_bounds__(Tile::kThreads, 1)
     gemm_sm90_kernel(const __grid_constant__ ptx::TensorMap x_map, const __grid_constant__ ptx::TensorMap w_map,
@@ -216,25 +220,28 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   ptx::Barrier* full = reinterpret_cast<ptx::Barrier*>(shared + Tile::kBarriers);
   ptx::Barrier* empty = full + kStages;
   const int warpgroup = static_cast<int>(threadIdx.x) >> 7;
-  const int cluster = call.shared ? 2 : call.split;
+  const bool shares_rows = call.sharing == Sharing::rows, shares_columns = call.sharing == Sharing::columns;
+  const bool shares = shares_rows || shares_columns;
+  const int cluster = shares ? 2 : call.split;
   const int rank = static_cast<int>(blockIdx.x) % cluster;
   // Work is dealt out to clusters: tiles, or pairs of tiles.
-  const int per_cluster = call.shared ? 2 : 1;
-  const int work = call.tiles_m * ((call.tiles_n + per_cluster - 1) / per_cluster);
+  const int step_m = shares_columns ? 2 : 1, step_n = shares_rows ? 2 : 1;
+  const int work_m = (call.tiles_m + step_m - 1) / step_m, work = work_m * ((call.tiles_n + step_n - 1) / step_n);
   const int first = static_cast<int>(blockIdx.x) / cluster, stride = static_cast<int>(gridDim.x) / cluster;
-  const auto row_of = [&](int w) { return w % call.tiles_m * Tile::kM; };
-  const auto column_of = [&](int w) { return (w / call.tiles_m * per_cluster + (call.shared ? rank : 0)) * Tile::kN; };
+  const auto row_of = [&](int w) { return (w % work_m * step_m + (shares_columns ? rank : 0)) * Tile::kM; };
+  const auto column_of = [&](int w) { return (w / work_m * step_n + (shares_rows ? rank : 0)) * Tile::kN; };
   const int part = call.split > 1 ? rank : 0;
   const int begin = call.steps * part / call.split, end = call.steps * (part + 1) / call.split;
 
   if (threadIdx.x == 0) {
+    if (ptx::shared_address(shared) % 1024 != 0) __trap();  // the swizzle is one of addresses
     for (int s = 0; s < kStages; ++s) {
       ptx::barrier_init(full + s, 1);
-      ptx::barrier_init(empty + s, static_cast<uint32_t>(Tile::kConsumerWarps * per_cluster));
+      ptx::barrier_init(empty + s, static_cast<uint32_t>(Tile::kConsumerWarps * (shares ? 2 : 1)));
     }
     ptx::barrier_init_fence();
   }
-  if (call.shared)
+  if (shares)
     ptx::cluster_sync();
   else
     __syncthreads();
@@ -245,31 +252,40 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     if (threadIdx.x < 32 && ptx::elect_one()) {
       ptx::prefetch_map(&x_map);
       ptx::prefetch_map(&w_map);
+      const auto copy_w = [&](int stage, int step, int column) {
+        constexpr int kHalf = Tile::kN / 2;
+        char* to = shared + stage * Tile::kStageBytes + Tile::kBytesX;
+        ptx::barrier_arrive_expect(full + stage, Tile::kStageBytes);
+        for (int half = 0; half < 2; ++half) {
+          if (!shares_columns)
+            ptx::copy_tile(to + half * kHalf * 128, &w_map, full + stage, step * Tile::kK, column + half * kHalf);
+          else if (half == rank)
+            ptx::copy_tile_multicast(to + half * kHalf * 128, &w_map, full + stage, step * Tile::kK,
+                                     column + half * kHalf, 3);
+        }
+      };
+      const auto copy_x = [&](int stage, int step, int row) {
+        char* to = shared + stage * Tile::kStageBytes;
+        for (int g = 0; g < kGroups; ++g) {
+          if (!shares_rows)
+            ptx::copy_tile(to + g * 8192, &x_map, full + stage, step * Tile::kK, row + 64 * g);
+          else if (g == rank)
+            ptx::copy_tile_multicast(to + g * 8192, &x_map, full + stage, step * Tile::kK, row + 64 * g, 3);
+        }
+      };
       // Weights don't depend on the kernel before this one: as many as there are stages are asked for at once.
       const int early = min(kStages, end - begin);
-      for (int s = 0; s < early; ++s) {
-        ptx::barrier_arrive_expect(full + s, Tile::kStageBytes);
-        ptx::copy_tile(shared + s * Tile::kStageBytes + Tile::kBytesX, &w_map, full + s, (begin + s) * Tile::kK,
-                       column_of(first));
-      }
+      for (int s = 0; s < early; ++s) copy_w(s, begin + s, column_of(first));
       ptx::wait_for_previous();
       int stage = 0, turn = 0;
       for (int w = first; w < work; w += stride) {
-        const int row = row_of(w), column = column_of(w);
         for (int step = begin; step < end; ++step) {
-          char* to = shared + stage * Tile::kStageBytes;
-          const int k = step * Tile::kK;
           if (w != first || step - begin >= early) {
             // In the first turn a stage is free: as if the phase before the first were complete.
             ptx::barrier_wait(empty + stage, static_cast<uint32_t>(turn & 1) ^ 1u);
-            ptx::barrier_arrive_expect(full + stage, Tile::kStageBytes);
-            ptx::copy_tile(to + Tile::kBytesX, &w_map, full + stage, k, column);
+            copy_w(stage, step, column_of(w));
           }
-          if (call.shared && kGroups == 2) {
-            ptx::copy_tile_multicast(to + rank * 8192, &x_map, full + stage, k, row + 64 * rank, 3);
-          } else {
-            for (int g = 0; g < kGroups; ++g) ptx::copy_tile(to + g * 8192, &x_map, full + stage, k, row + 64 * g);
-          }
+          copy_x(stage, step, row_of(w));
           if (++stage == kStages) stage = 0, ++turn;
         }
       }
@@ -285,7 +301,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     int stage = 0, turn = 0, before = 0, stores = 0;
     const auto release = [&](int s) {
       if (lane == 0) ptx::barrier_arrive(empty + s);
-      if (lane == 1 && call.shared) ptx::barrier_arrive(empty + s, static_cast<uint32_t>(rank ^ 1));
+      if (lane == 1 && shares) ptx::barrier_arrive(empty + s, static_cast<uint32_t>(rank ^ 1));
     };
     for (int w = first; w < work; w += stride) {
       const int row = row_of(w), column = column_of(w);

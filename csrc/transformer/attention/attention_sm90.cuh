@@ -110,6 +110,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const int steps = (call.tokens + kKeys - 1) / kKeys;
 
   if (threadIdx.x == 0) {
+    if (ptx::shared_address(shared) % 1024 != 0) __trap();  // the swizzle is one of addresses
     for (int s = 0; s < kStages; ++s) {
       ptx::barrier_init(full_keys + s, 1);
       ptx::barrier_init(full_values + s, 1);

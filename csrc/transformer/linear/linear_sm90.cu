@@ -1,13 +1,22 @@
 // The products of a transformer on Hopper: which tile of gemm_sm90.cuh a product takes, and its launch.
 //
-// Counted for C = 768, bf16, one image (multiprocessor cycles at about 1.8 GHz; estimates, nothing here is measured):
-//   tokens  product            blocks                          cycles of traffic   of products
-//   1369    qkv 768 -> 2304    66 pairs of 128 x 192           10,800 (shared)      9,200
-//           proj 768 -> 768    66 tiles of 128 x 128, K in 2    5,400               3,100
-//           fc1 768 -> 3072    66 pairs of 128 x 256           13,500 (shared)     12,300
-//           fc2 3072 -> 768    66 tiles of 128 x 128, K in 2   21,600              12,300
-//   which is 51,300 cycles or 28 us for the four of them, without their starts and epilogues (2,000 to 3,500 cycles
-//   each).
+// Counted for C = 768, bf16, one image, 132 multiprocessors (cycles at about 1.8 GHz; estimates, nothing here is
+// measured):
+//   tokens  product            blocks                                     cycles of traffic   of products
+//    256    qkv 768 -> 2304     72 tiles of 64 x 128                        4,600               3,100
+//           proj 768 -> 768     12 tiles of 128 x 128, K in 8               1,300               1,000
+//           fc1 768 -> 3072     96 tiles of 64 x 128                        5,900               3,100
+//           fc2 3072 -> 768     12 tiles of 128 x 128, K in 8               3,900               3,100
+//   1369    qkv                 66 pairs of 128 x 192, rows shared         10,800               9,200
+//           proj                66 tiles of 128 x 128                       6,100               6,100
+//           fc1                 66 pairs of 128 x 256, rows shared         13,500              12,300
+//           fc2                 66 tiles of 128 x 128, K in 2              21,600              12,300
+//   5329    qkv                252 pairs of 128 x 192, columns shared      37,800              36,900
+//           proj                63 pairs of 128 x 256, columns shared      10,300              12,300
+//           fc1                252 pairs of 128 x 256, columns shared      43,300              49,200
+//           fc2                 63 pairs of 128 x 256, columns shared      41,300              49,200
+// The larger of the two is what a product takes: 8.7, 29 and 82 us for the four of them. Starts and epilogues come on top,
+// counted as 3,300 to 5,800 cycles a product and 2,000 more for each further tile of a block.
 #include <algorithm>
 
 #include "cuda/op_registry.h"
@@ -24,20 +33,29 @@ struct Plan {
   TileKind tile = TileKind::square;
   int m = 0, n = 0;
   int split = 1;
-  bool shared = false;
+  Sharing sharing = Sharing::nothing;
   double cycles = 0;
 };
+
+int cluster_of(const Plan& plan) { return plan.sharing == Sharing::nothing ? plan.split : 2; }
+
+// How many clusters, or blocks without one, there are work for.
+int64_t clusters_of(const Plan& plan, int64_t tiles_m, int64_t tiles_n) {
+  return (plan.sharing == Sharing::columns ? ceil_div(tiles_m, 2) : tiles_m) *
+         (plan.sharing == Sharing::rows ? ceil_div(tiles_n, 2) : tiles_n);
+}
 
 // What a plan would take by the counts above.
 double cycles_of(const Plan& plan, int64_t rows, int64_t cols, int64_t steps, int multiprocessors) {
   const int64_t tiles_m = ceil_div(rows, plan.m), tiles_n = ceil_div(cols, plan.n);
-  const int cluster = plan.shared ? 2 : plan.split;
-  const int64_t clusters = plan.shared ? tiles_m * ceil_div(tiles_n, 2) : tiles_m * tiles_n;
+  const int cluster = cluster_of(plan);
+  const int64_t clusters = clusters_of(plan, tiles_m, tiles_n);
   // A cluster lies within a group of 16 or so multiprocessors.
   const int64_t at_once = cluster <= 2 ? multiprocessors / cluster : int64_t{multiprocessors / 16} * (16 / cluster);
   const int64_t waves = ceil_div(clusters, std::max<int64_t>(at_once, 1));
   const double active = static_cast<double>(std::min(clusters, at_once) * cluster);
-  const double bytes = 128.0 * ((plan.shared ? plan.m / 2 : plan.m) + plan.n);
+  const double bytes = 128.0 * ((plan.sharing == Sharing::rows ? plan.m / 2 : plan.m) +
+                                (plan.sharing == Sharing::columns ? plan.n / 2 : plan.n));
   const double traffic = bytes / std::min(64.0, 4800.0 / active);
   const double products = 4.0 * plan.n * plan.m / 128;
   const double step = std::max({traffic, products, 128.0});
@@ -54,27 +72,27 @@ constexpr bool has_tile(LinearKindSm90 kind, TileKind tile) {
 
 Plan choose(LinearKindSm90 kind, int64_t rows, int64_t cols, int64_t steps, int multiprocessors) {
   Plan best;
-  const auto consider = [&](TileKind tile, int m, int n, int split, bool shared) {
+  const auto consider = [&](TileKind tile, int m, int n, int split, Sharing sharing) {
     if (!has_tile(kind, tile)) return;
     Plan plan;
     plan.tile = tile;
     plan.m = m;
     plan.n = n;
     plan.split = split;
-    plan.shared = shared;
+    plan.sharing = sharing;
     plan.cycles = cycles_of(plan, rows, cols, steps, multiprocessors);
     if (best.cycles == 0 || plan.cycles < best.cycles) best = plan;
   };
-  for (const bool shared : {false, true}) {
-    consider(TileKind::square, 128, 128, 1, shared);
-    consider(TileKind::wide, 128, 192, 1, shared);
-    consider(TileKind::widest, 128, 256, 1, shared);
+  for (const Sharing sharing : {Sharing::nothing, Sharing::rows, Sharing::columns}) {
+    consider(TileKind::square, 128, 128, 1, sharing);
+    consider(TileKind::wide, 128, 192, 1, sharing);
+    consider(TileKind::widest, 128, 256, 1, sharing);
   }
-  consider(TileKind::narrow, 64, 128, 1, false);
-  for (const int split : {2, 3, 4, 6, 8})
+  consider(TileKind::narrow, 64, 128, 1, Sharing::nothing);
+  for (const int split : {2, 4, 8})
     if (split <= steps) {
-      consider(TileKind::narrow, 64, 128, split, false);
-      consider(TileKind::square, 128, 128, split, false);
+      consider(TileKind::narrow, 64, 128, split, Sharing::nothing);
+      consider(TileKind::square, 128, 128, split, Sharing::nothing);
     }
   return best;
 }
@@ -103,14 +121,14 @@ Status launch_linear(const LinearCudaCall& call, const Plan& plan, int multiproc
   const int64_t cols = linear_weight_rows(call.out, call.gated);
   ptx::TensorMap x_map, w_map, y_map = {};
   if (!encode_matrix<T>(&x_map, call.x, call.in, call.rows, call.x_stride, Tile::kK, 64) ||
-      !encode_matrix<T>(&w_map, call.weight, call.in, cols, call.weight_stride, Tile::kK, Tile::kN))
+      !encode_matrix<T>(&w_map, call.weight, call.in, cols, call.weight_stride, Tile::kK, Tile::kN / 2))
     return Status();
   GemmSm90Call gemm;
   gemm.rows = static_cast<int>(call.rows);
   gemm.cols = static_cast<int>(cols);
   gemm.steps = static_cast<int>(ceil_div(call.in, Tile::kK));
   gemm.split = plan.split;
-  gemm.shared = plan.shared;
+  gemm.sharing = plan.sharing;
   gemm.tiles_m = static_cast<int>(ceil_div(call.rows, Tile::kM));
   gemm.tiles_n = static_cast<int>(ceil_div(cols, Tile::kN));
   gemm.packed = kKind != LinearKindSm90::any && plan.split == 1 && call.y_type == storage_of(call.type) &&
@@ -129,19 +147,20 @@ Status launch_linear(const LinearCudaCall& call, const Plan& plan, int multiproc
   epilogue.y_type = call.y_type;
   epilogue.not_finite = call.not_finite;
   epilogue.cols = gemm.cols;
-  epilogue.wide = call.y_type == Dtype::float32 && cols % 4 == 0 && is_aligned(call.bias, 0, 0) &&
-                  is_aligned(call.residual, call.residual_stride, 4) && is_aligned(call.y, call.y_stride, 4);
+  const int64_t y_size = dvt::size_of(call.y_type);
+  epilogue.wide = cols % 4 == 0 && is_aligned(call.bias, 0, 0) && is_aligned(call.residual, call.residual_stride, 4) &&
+                  is_aligned(call.y, call.y_stride, y_size, static_cast<uintptr_t>(4 * y_size));
 
-  const unsigned cluster = static_cast<unsigned>(plan.shared ? 2 : plan.split);
-  const int64_t work = int64_t{gemm.tiles_m} * (plan.shared ? ceil_div(gemm.tiles_n, 2) : gemm.tiles_n);
-  const int64_t clusters = plan.split > 1 ? work : std::min<int64_t>(work, std::max(multiprocessors / int(cluster), 1));
+  const int cluster = cluster_of(plan);
+  int64_t clusters = clusters_of(plan, gemm.tiles_m, gemm.tiles_n);
+  if (plan.split == 1) clusters = std::min<int64_t>(clusters, std::max(multiprocessors / cluster, 1));
   Launch how;
-  how.grid = dim3(static_cast<unsigned>(clusters) * cluster);
+  how.grid = dim3(static_cast<unsigned>(clusters * cluster));
   how.block = dim3(Tile::kThreads);
   how.shared_bytes = Tile::kSharedBytes;
   how.stream = call.stream;
   how.overlap = call.overlap;
-  how.cluster = cluster;
+  how.cluster = static_cast<unsigned>(cluster);
   *taken = true;
   return launch("linear", gemm_sm90_kernel<Tile, LinearEpilogueSm90<kKind>>, how, x_map, w_map, y_map, gemm, epilogue);
 }
@@ -201,8 +220,9 @@ Status parse_tile(const std::string& name, TileKind* tile) {
   return invalid_argument("linear_sm90: tile must be narrow, square, wide or widest, got '", name, "'");
 }
 
-// The op `linear` (linear.cu) with a plan of the test's: words tile; numbers split, shared. x [rows, in], weight, y
-// [rows, out]; bias, residual, not_finite where wanted; gated; activation, GELU being the only one needed here.
+// The op `linear` (linear.cu) with a plan of the test's: words tile; numbers split, sharing (1: rows, 2: columns). x
+// [rows, in], weight, y [rows, out]; bias, residual, not_finite where wanted; gated; activation, GELU being the only
+// one needed here.
 Status linear_sm90_op(OpCall& op) {
   LinearCudaCall call;
   const OpTensor *x = nullptr, *weight = nullptr, *more = nullptr;
@@ -248,9 +268,11 @@ Status linear_sm90_op(OpCall& op) {
   Plan plan;
   DVT_RETURN_IF_ERROR(parse_tile(op.word("tile", "square"), &plan.tile));
   plan.split = static_cast<int>(op.number("split", 1));
-  plan.shared = op.number("shared") != 0;
-  if (plan.split < 1 || plan.split > 8 || plan.split > ceil_div(call.in, 64) || (plan.split > 1 && plan.shared))
-    return invalid_argument("linear_sm90: split must be from 1 to 8, and not with shared");
+  plan.sharing = static_cast<Sharing>(op.number("sharing"));
+  if (plan.split < 1 || plan.split > 8 || plan.split > ceil_div(call.in, 64) ||
+      (plan.tile == TileKind::narrow && plan.sharing == Sharing::rows) ||
+      (plan.split > 1 && plan.sharing != Sharing::nothing))
+    return invalid_argument("linear_sm90: split must be from 1 to 8, and not with sharing");
   bool taken = false;
   DVT_RETURN_IF_ERROR(run(call, &plan, &taken));
   return taken ? Status() : Status(StatusCode::unsupported, "linear_sm90: this device or call is not for it");

@@ -13,7 +13,7 @@ enum class LinearKindSm90 { none, gelu, any };
 template <LinearKindSm90 kKind>
 struct LinearEpilogueSm90 {
   static constexpr bool kHasPairs = kKind != LinearKindSm90::any;
-  static constexpr bool kHasWide = kKind == LinearKindSm90::none;
+  static constexpr bool kHasWide = kKind != LinearKindSm90::any;
 
   const float* bias = nullptr;
   Logistic logistic;
@@ -25,7 +25,7 @@ struct LinearEpilogueSm90 {
   Dtype y_type = Dtype::float32;
   uint32_t* not_finite = nullptr;
   int cols = 0;       // of sums: twice those of y where gated
-  bool wide = false;  // y is float32, and rows of all are aligned for four columns at once
+  bool wide = false;  // rows of y, bias and residual are aligned for four columns at once, and cols is a multiple of 4
 
   DVT_DEVICE float2 pair(float2 sums, int col) const {
     if (bias) {
@@ -38,7 +38,8 @@ struct LinearEpilogueSm90 {
   DVT_DEVICE bool is_wide() const { return wide; }
   DVT_DEVICE float4 load_wide(int row, int col) const {
     float4 v = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    if (residual) v = *reinterpret_cast<const float4*>(residual + row * residual_stride + col);
+    if (kKind == LinearKindSm90::none && residual)
+      v = *reinterpret_cast<const float4*>(residual + row * residual_stride + col);
     return v;
   }
   DVT_DEVICE void store_wide(int row, int col, float4 sums, float4 held) const {
@@ -46,33 +47,49 @@ struct LinearEpilogueSm90 {
       const float4 b = __ldg(reinterpret_cast<const float4*>(bias + col));
       sums.x += b.x, sums.y += b.y, sums.z += b.z, sums.w += b.w;
     }
-    const float4 v = make_float4(sums.x + held.x, sums.y + held.y, sums.z + held.z, sums.w + held.w);
-    *reinterpret_cast<float4*>(static_cast<float*>(y) + row * y_stride + col) = v;
-    // v - v is zero, or NaN where v is not finite.
-    if (not_finite && !((v.x - v.x) + (v.y - v.y) + ((v.z - v.z) + (v.w - v.w)) == 0.0f)) atomicOr(not_finite, 1u);
-  }
-
-  DVT_DEVICE void store(int row, int col, float4 sums) const {
-    const float all[4] = {sums.x, sums.y, sums.z, sums.w};
-    const bool is_gated = kKind == LinearKindSm90::any && gated;
-#pragma unroll 1
-    for (int i = 0; i < 4 && col + i < cols; ++i) {
-      const int c = col + i;
-      float v = pick(all, i) + (bias ? __ldg(bias + c) : 0.0f);
-      if (is_gated) {
-        const float value = pick(all, ++i) + (bias ? __ldg(bias + c + 1) : 0.0f);
-        put(row, c / 2, activate_one(v) * value);
-      } else {
-        put(row, c, activate_one(v));
-      }
+    const float4 v = make_float4(activate_one(sums.x) + held.x, activate_one(sums.y) + held.y,
+                                 activate_one(sums.z) + held.z, activate_one(sums.w) + held.w);
+    const int64_t at = row * y_stride + col;
+    if (y_type == Dtype::float32) {
+      *reinterpret_cast<float4*>(static_cast<float*>(y) + at) = v;
+      // v - v is zero, or NaN where v is not finite.
+      found(!((v.x - v.x) + (v.y - v.y) + ((v.z - v.z) + (v.w - v.w)) == 0.0f));
+    } else {
+      const uint2 packed = y_type == Dtype::bfloat16 ? make_uint2(pack2<bf16>(v.x, v.y), pack2<bf16>(v.z, v.w))
+                                                     : make_uint2(pack2<f16>(v.x, v.y), pack2<f16>(v.z, v.w));
+      *reinterpret_cast<uint2*>(static_cast<uint16_t*>(y) + at) = packed;
+      found(is_bad(packed.x) || is_bad(packed.x >> 16) || is_bad(packed.y) || is_bad(packed.y >> 16));
     }
   }
 
+  DVT_DEVICE void store(int row, int col, float4 sums) const {
+    float v[4] = {sums.x, sums.y, sums.z, sums.w};
+    int count = min(cols - col, 4);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (bias && i < count) v[i] += __ldg(bias + col + i);
+    if (kKind == LinearKindSm90::any && gated) {
+      v[0] = activate_one(v[0]) * v[1];
+      v[1] = activate_one(v[2]) * v[3];
+      count /= 2;
+      col /= 2;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = activate_one(v[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (i < count) put(row, col + i, v[i]);
+  }
+
  private:
-  // Of registers, that cannot be indexed by what is not known when the code is made.
-  DVT_DEVICE static float pick(const float (&v)[4], int i) {
-    const float low = i & 1 ? v[1] : v[0], high = i & 1 ? v[3] : v[2];
-    return i & 2 ? high : low;
+  // Of the 16 bits below: an exponent of ones only.
+  DVT_DEVICE bool is_bad(uint32_t bits) const {
+    const uint32_t exponent = y_type == Dtype::bfloat16 ? 0x7f80u : 0x7c00u;
+    return (bits & exponent) == exponent;
+  }
+  DVT_DEVICE void found(bool bad) const {
+    if (kKind == LinearKindSm90::none && not_finite && bad) atomicOr(not_finite, 1u);
   }
   DVT_DEVICE float activate_one(float x) const {
     if constexpr (kKind == LinearKindSm90::gelu) return gelu<Accuracy::narrow>(x);
@@ -82,18 +99,14 @@ struct LinearEpilogueSm90 {
   DVT_DEVICE void put(int row, int col, float v) const {
     if (residual) v += residual[row * residual_stride + col];
     const int64_t at = row * y_stride + col;
-    bool finite;
     if (y_type == Dtype::float32) {
       static_cast<float*>(y)[at] = v;
-      finite = v - v == 0.0f;
+      found(!(v - v == 0.0f));
     } else {
-      const bool is_bf16 = y_type == Dtype::bfloat16;
-      const uint32_t bits = is_bf16 ? pack2<bf16>(v, 0.0f) : pack2<f16>(v, 0.0f);
+      const uint32_t bits = y_type == Dtype::bfloat16 ? pack2<bf16>(v, 0.0f) : pack2<f16>(v, 0.0f);
       static_cast<uint16_t*>(y)[at] = static_cast<uint16_t>(bits);
-      const uint32_t exponent = is_bf16 ? 0x7f80u : 0x7c00u;
-      finite = (bits & exponent) != exponent;
+      found(is_bad(bits));
     }
-    if (not_finite && !finite) atomicOr(not_finite, 1u);
   }
 };
 
