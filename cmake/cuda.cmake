@@ -75,6 +75,8 @@ add_library(dvt_fast_cuda SHARED ${DVT_CUDA_SOURCES})
 target_include_directories(dvt_fast_cuda PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
 target_link_libraries(dvt_fast_cuda PRIVATE dvt_core)
 target_compile_definitions(dvt_fast_cuda PRIVATE DVT_CUDA_ARCHITECTURES="${DVT_CUDA_TEXT}")
+set_source_files_properties(${PROJECT_SOURCE_DIR}/csrc/cuda/library.cu
+                            PROPERTIES COMPILE_DEFINITIONS DVT_BACKEND_ABI=${DVT_BACKEND_ABI})
 # 2810: an assignment of a nodiscard class is not what the attribute is about.
 target_compile_options(dvt_fast_cuda PRIVATE ${DVT_CUDA_FLAGS} -Xfatbin=-compress-all -diag-suppress=2810)
 set_target_properties(dvt_fast_cuda PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_SEPARABLE_COMPILATION OFF

@@ -254,9 +254,21 @@ def test_wrong_usage(run, video, args, message):
     assert files_in(".") == ["drive.mp4", "photo.png"]
 
 
-def test_streams_run_on_the_cpu(run, video, models):
-    code, _, err = run("drive.mp4", "--denoiser", models / "denoiser.safetensors", "--device", "cuda", engine=False)
-    assert code == 1 and err == ("error: --device cuda: a stream runs in the engine, which computes on the CPU only\n")
+def test_streams_run_on_a_device(run, video, models, cuda):
+    """The same features as on the CPU, to what float16 products leave."""
+    for device, dtype in (("cpu", "float32"), ("cuda", "float16")):
+        args = ["drive.mp4", "--device", device, "--dtype", dtype, "--frames", "1", "--features", device]
+        assert run(*args)[0] == 0
+    (_, found), (_, expected) = (next(read_features(folder)) for folder in ("cuda", "cpu"))
+    scale = np.abs(expected["features"]).max()
+    np.testing.assert_allclose(found["features"], expected["features"], atol=0.02 * scale)
+
+
+def test_devices_and_dtypes_that_are_not_there(run, video, cuda):
+    code, _, err = run("drive.mp4", "--device", "cuda:99")
+    assert code == 1 and "device 'cuda:99' does not exist" in err
+    code, _, err = run("drive.mp4", "--dtype", "tf32")
+    assert code == 1 and "dtype must be one of float32, float16, bfloat16 on cpu, got 'tf32'" in " ".join(err.split())
 
 
 def test_a_disk_that_fills_ends_it_with_one_line(run, video, monkeypatch):

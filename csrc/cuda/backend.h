@@ -111,8 +111,8 @@ class Backend {
 // another file than the one beside this library.
 Status load_backend(const Backend** out);
 
-// What the library exports, as "dvt_cuda_backend". `abi` must be kBackendAbi: both come from one build.
-constexpr int kBackendAbi = 1;
+// What the library exports, as "dvt_cuda_backend": null where `abi`, which stands for this header and those it includes
+// (cmake/backend_abi.cmake), is not its own.
 using BackendEntry = const Backend* (*)(int abi);
 
 }  // namespace dvt::cuda

@@ -247,5 +247,5 @@ class Library final : public Backend {
 
 extern "C" __attribute__((visibility("default"))) const dvt::cuda::Backend* dvt_cuda_backend(int abi) {
   static const dvt::cuda::Library library;
-  return abi == dvt::cuda::kBackendAbi ? &library : nullptr;
+  return abi == DVT_BACKEND_ABI ? &library : nullptr;
 }

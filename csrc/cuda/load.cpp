@@ -31,7 +31,7 @@ Loaded load_from(const std::string& path) {
   if (!handle)
     return {nullptr, Status(StatusCode::unsupported, format("the CUDA library cannot be loaded: ", dlerror()))};
   const auto entry = reinterpret_cast<BackendEntry>(dlsym(handle, "dvt_cuda_backend"));
-  const Backend* backend = entry ? entry(kBackendAbi) : nullptr;
+  const Backend* backend = entry ? entry(DVT_BACKEND_ABI) : nullptr;
   if (!backend) return {nullptr, Status(StatusCode::unsupported, format(path, " is of another build: build it again"))};
   return {backend, Status()};
 }

@@ -48,7 +48,7 @@ Size = Annotated[
 Layer = Annotated[int, _vit(metavar="N", help="The block whose output is used, counted from 0; -1 is the last.")]
 Norm = Annotated[bool, _vit(help="Apply the model's final norm.")]
 Stride = Annotated[int | None, _vit(metavar="N", help="Pixels from patch to patch.", show_default="the patch size")]
-Device = Annotated[str, _vit(metavar="NAME", help="Where the ViT runs: cpu, cuda, cuda:1.")]
+Device = Annotated[str, _vit(metavar="NAME", help="Where all is computed: cpu, cuda, cuda:1.")]
 
 Images = Annotated[
     list[str], typer.Argument(metavar="PATHS", help="Image files, folders or glob patterns.", show_default=False)

@@ -23,6 +23,7 @@ def command(
     layer: common.Layer = -1,
     norm: common.Norm = True,
     stride: common.Stride = None,
+    device: common.Device = "cpu",
     seed: common.Seed = 0,
     option: common.SolverOption = None,
     out: Out = Path("out"),
@@ -37,7 +38,7 @@ def command(
     (a picture to look at) appear in the output folder, whole or not at all. An image that fails is reported, and the
     others are still done; the exit code is then 1.
     """
-    vit_options = common.vit_options(vit, weights, size, layer, norm, stride)
+    vit_options = common.vit_options(vit, weights, size, layer, norm, stride, device)
     options: dict[str, Any] = {"views": common.parse_plan(views), "solver": solver.value, "seed": seed}
     solver_options = common.parse_solver_options(option, inspect.signature(command).parameters)
     wanted_patch = parse_patch(patch)

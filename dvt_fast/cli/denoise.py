@@ -69,6 +69,7 @@ def command(
         ),
     ] = None,
     engine: streams.EngineFile = None,
+    dtype: streams.DtypeName = streams.Dtype.float32,
     policy: streams.PolicyName = streams.Policy.latest,
     deadline: streams.Deadline = None,
     rate: streams.Rate = None,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from ..devices import usable_device
 from ..errors import InputError, OutputError
 from ..extras import require
 from ..files import check_folder, write_whole
@@ -35,11 +36,26 @@ class Policy(str, Enum):
     block = "block"
 
 
+class Dtype(str, Enum):
+    float32 = "float32"
+    tf32 = "tf32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
 _option = partial(typer.Option, rich_help_panel="Video, camera, bag")
 
 EngineFile = Annotated[
     Path | None,
     _option("--engine", metavar="FILE", help="What dvt-fast export wrote, instead of a ViT and a denoiser."),
+]
+DtypeName = Annotated[
+    Dtype,
+    _option(
+        "--dtype",
+        metavar="NAME",
+        help="What the engine multiplies on a GPU: float32, tf32, float16, bfloat16. On the CPU how it keeps weights.",
+    ),
 ]
 PolicyName = Annotated[
     Policy,
@@ -68,7 +84,7 @@ Stats = Annotated[Path | None, _option(metavar="FILE", help="Write the statistic
 
 # The parameters of the command that are of no use for images.
 OPTIONS = (
-    *("engine", "policy", "deadline", "rate", "realtime", "frames", "seconds"),
+    *("engine", "dtype", "policy", "deadline", "rate", "realtime", "frames", "seconds"),
     *("topic", "features", "raw", "rerun", "stats"),
 )
 
@@ -93,6 +109,7 @@ class Job:
     as_json: bool
     debug: bool
     engine: Path | None
+    dtype: Dtype
     policy: Policy
     deadline: float | None
     rate: float | None
@@ -190,21 +207,22 @@ def _engine(job: Job) -> Engine:
     """The engine of the file that is asked for, or one that is exported in memory."""
     from ..engine import Engine
 
+    device = str(usable_device(job.asked["device"]))
     if job.engine is not None:
-        for name in ("denoiser", "vit", "weights", "layer", "norm", "stride", "device"):
+        for name in ("denoiser", "vit", "weights", "layer", "norm", "stride"):
             given = (
                 job.denoiser is not None if name == "denoiser" else ("name" if name == "vit" else name) in job.chosen
             )
             if given:
                 raise typer.BadParameter("is of no use with --engine, whose file holds it", param_hint=f"--{name}")
-        engine = Engine.load(job.engine)
+        engine = Engine.load(job.engine, device=device, dtype=job.dtype.value)
         if not engine.has_vit:
             raise InputError(f"{job.engine}: holds no ViT, and frames need one: export it together with its ViT")
         return engine
-    if job.asked["device"] != "cpu":
-        raise InputError(f"--device {job.asked['device']}: a stream runs in the engine, which computes on the CPU only")
     require("torch", "vit")
-    return Engine.from_vit(*models.load_models(job.denoiser, job.asked, job.chosen))
+    asked = job.asked | {"device": "cpu"}  # torch only hands the weights over
+    chosen = job.chosen - {"device"}
+    return Engine.from_vit(*models.load_models(job.denoiser, asked, chosen), device=device, dtype=job.dtype.value)
 
 
 def _sinks(job: Job, folder: Path, engine: Engine, stack: ExitStack) -> dict[str, Sink]:
