@@ -1,5 +1,5 @@
 // What only Hopper has (sm_90a), but for products of warpgroups (wgmma.cuh): mbarriers, bulk copies of tensor tiles,
-// clusters. Kernels that use it are compiled for sm_90a alone; elsewhere DVT_HAS_SM90A is 0 and their bodies are empty.
+// clusters. Kernels that use it are compiled for sm_90a alone; elsewhere DVT_HAS_SM90A is 0 and they trap.
 //
 // tests/emulator/include/cuda/ptx_sm90.cuh has the same functions for the CPU.
 //
@@ -25,7 +25,19 @@
 #define DVT_HAS_SM90A 0
 #endif
 
+#if !defined(DVT_CUDA_ARCHITECTURES)
+#define DVT_CUDA_ARCHITECTURES "90a"
+#endif
+
 namespace dvt::ptx {
+
+// Whether this library has machine code for sm_90a: on a Hopper device one without it would run what was
+// compiled from another architecture's PTX.
+constexpr bool has_sm90a_code() {
+  for (const char* p = DVT_CUDA_ARCHITECTURES; *p; ++p)
+    if (p[0] == '9' && p[1] == '0' && p[2] == 'a') return true;
+  return false;
+}
 
 // ----------------------------------------------------------------------------------------------------- mbarriers --
 

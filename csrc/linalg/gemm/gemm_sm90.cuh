@@ -357,6 +357,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     __syncwarp();
     if (cluster > 1) ptx::cluster_sync();  // until no block reads or arrives here any more
   }
+#else
+  __trap();
 #endif
 }
 

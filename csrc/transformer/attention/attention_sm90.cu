@@ -58,7 +58,9 @@ Status attention_forward_sm90(const AttentionCudaCall& call, bool* taken) {
   *taken = false;
   const DeviceTraits* device = nullptr;
   DVT_RETURN_IF_ERROR(current_traits(&device));
-  if (device->major != 9 || device->minor != 0 || (call.head_dim != 64 && call.head_dim != 128)) return Status();
+  if (!ptx::has_sm90a_code() || device->major != 9 || device->minor != 0 ||
+      (call.head_dim != 64 && call.head_dim != 128))
+    return Status();
   const bool few = ceil_div(call.tokens, 128) * call.heads * call.batch * 2 <= device->multiprocessors;
   if (call.type == AttentionType::bfloat16) return launch_type<bf16>(call, few, taken);
   if (call.type == AttentionType::float16) return launch_type<f16>(call, few, taken);

@@ -266,6 +266,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
       ptx::store_wait_read<0>();
     }
   }
+#else
+  __trap();
 #endif
 }
 

@@ -15,8 +15,8 @@
 //           proj                63 pairs of 128 x 256, columns shared      10,300              12,300
 //           fc1                252 pairs of 128 x 256, columns shared      43,300              49,200
 //           fc2                 63 pairs of 128 x 256, columns shared      41,300              49,200
-// The larger of the two is what a product takes: 8.7, 29 and 82 us for the four of them. Starts and epilogues come on top,
-// counted as 3,300 to 5,800 cycles a product and 2,000 more for each further tile of a block.
+// The larger of the two is what a product takes: 8.7, 29 and 82 us for the four of them. Starts and epilogues come on
+// top, counted as 3,300 to 5,800 cycles a product and 2,000 more for each further tile of a block.
 #include <algorithm>
 
 #include "cuda/op_registry.h"
@@ -193,7 +193,7 @@ Status run(const LinearCudaCall& call, const Plan* forced, bool* taken) {
   const DeviceTraits* device = nullptr;
   DVT_RETURN_IF_ERROR(current_traits(&device));
   const int64_t cols = linear_weight_rows(call.out, call.gated);
-  if (device->major != 9 || device->minor != 0 || size_of(call.type) != 2 || call.round_y ||
+  if (!ptx::has_sm90a_code() || device->major != 9 || device->minor != 0 || size_of(call.type) != 2 || call.round_y ||
       std::max({call.rows, cols, call.in}) > INT32_MAX / 2 || !is_aligned(call.x, call.x_stride, 2) ||
       !is_aligned(call.weight, call.weight_stride, 2))
     return Status();

@@ -27,6 +27,8 @@
 
 namespace dvt::ptx {
 
+constexpr bool has_sm90a_code() { return true; }
+
 struct Barrier {
   uint64_t state;
 };
