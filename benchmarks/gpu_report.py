@@ -82,7 +82,7 @@ def short_name(name: str) -> str:
 
 def machine(is_gpu: bool) -> dict[str, Any]:
     """`common.environment`, with what a GPU adds. The commit is DVT_FAST_COMMIT where there is no repository."""
-    from dvt_fast import _native
+    from dvt_fast import DvtError, _native
 
     known = environment()
     if not known["commit"].strip("+"):
@@ -93,7 +93,10 @@ def machine(is_gpu: bool) -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             known["versions"][package] = None
     known["torch_cuda"] = torch.version.cuda
-    known["dvt_fast_cuda"] = _native.cuda_info()
+    try:
+        known["dvt_fast_cuda"] = _native.cuda_info()
+    except DvtError as error:  # the sections say so too, and the rivals are measured all the same
+        known["dvt_fast_cuda"] = str(error)
     if not is_gpu:
         return known | {"dry_run": "torch on the CPU and the emulator: times mean nothing"}
     properties = torch.cuda.get_device_properties(0)

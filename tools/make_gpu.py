@@ -98,6 +98,9 @@ class Session:
         cuda = "off" if os.environ.get("DVT_FAST_CUDA_LIBRARY") or self.dry_run else "on"
         build = self.job("build", sys.executable, "setup.py", "build_ext", "--inplace", DVT_FAST_CUDA=cuda).start()
         self.done.append(build.wait(min(LIMITS["build"], self.left())))
+        if self.dry_run and not os.environ.get("DVT_FAST_CUDA_LIBRARY"):
+            code = "import sys; sys.path.append('tests'); import cuda_samples; print(cuda_samples.build_emulator())"
+            self.done.append(self.job("emulator", sys.executable, "-c", code).start().wait(self.left()))
 
     def tune(self) -> None:
         """Starts the tuning of torch.compile, which `benchmarks` waits for."""
@@ -141,7 +144,9 @@ class Session:
         command = [sys.executable, "benchmarks/gpu.py", "--seconds", seconds]
         if self.dry_run:
             command += ["--tiny", "--json", str(self.out / "dry_run.json")]
-        job = self.job("benchmarks", *command).start()
+        library = ROOT / "build" / "emulator" / "libdvt_fast_cuda_emulated.so"
+        emulated = self.dry_run and not os.environ.get("DVT_FAST_CUDA_LIBRARY")
+        job = self.job("benchmarks", *command, **({"DVT_FAST_CUDA_LIBRARY": str(library)} if emulated else {})).start()
         self.done.append(job.wait(max(10.0, self.left())))
         for found in re.findall(r"; (\S+\.json)$", job.text(), re.M):
             path = Path(found)
