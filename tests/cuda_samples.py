@@ -75,9 +75,10 @@ class Cuda:
         return torch.from_dlpack(_native.DeviceArray(list(shape), str(dtype).partition(".")[2], 0))
 
     def to_numpy(self, x: Any) -> np.ndarray:
-        """Values in main memory, bfloat16 as float32."""
+        """Values in main memory, bfloat16 as float32, after all that was enqueued on whatever stream."""
         if isinstance(x, np.ndarray):
             return x
+        self.synchronize()
         x = x.detach().cpu()
         return (x.float() if str(x.dtype) == "torch.bfloat16" else x).numpy()
 
@@ -90,6 +91,7 @@ class Cuda:
             return 0
         import torch
 
+        torch.cuda.synchronize()  # what was enqueued elsewhere is there, for a stream that does not wait for others
         return torch.cuda.Stream()
 
     def synchronize(self) -> None:
