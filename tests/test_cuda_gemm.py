@@ -77,6 +77,7 @@ def test_product(cuda, case: Case, tiles: str) -> None:
     assert_as_good_as(c, product.rival(), product.truth, case.times)
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", EVERY)
 @pytest.mark.parametrize("layout", ["nn", "nt", "tn"])
 def test_strides(cuda, dtype: str, layout: str) -> None:
@@ -99,6 +100,7 @@ def test_batch(cuda, dtype: str) -> None:
     assert_as_good_as(found, product.rival(), product.truth)
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", EVERY)
 @pytest.mark.parametrize("layout", ["nn", "nt", "tn"])
 def test_split(cuda, dtype: str, layout: str) -> None:

@@ -60,6 +60,7 @@ def test_norm(cuda, case: Case) -> None:
     np.testing.assert_array_equal(found, run(x, x_type, case.dtype, kind, weight=weight, bias=bias))
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("dim", [5, 64, 1030])
 @pytest.mark.parametrize("extra", [1, 8])
 @pytest.mark.parametrize("y_type", ["float32", "bfloat16"])
@@ -71,6 +72,7 @@ def test_strides(cuda, dim: int, extra: int, y_type: str) -> None:
     np.testing.assert_array_equal(found[:, :dim], run(x, "float32", y_type))
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_in_place(cuda, dtype: str) -> None:
     x = rounded(np.random.default_rng(1).standard_normal((9, 200)), dtype)

@@ -134,6 +134,7 @@ def test_residual(cuda, dtype: str, out: int, y_type: str) -> None:
     assert error(found, rounded(truth, y_type)) < bound / 3
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", EVERY)
 def test_accumulate_in_place(cuda, dtype: str) -> None:
     linear = Linear(70, 96, 64, dtype)
@@ -142,6 +143,7 @@ def test_accumulate_in_place(cuda, dtype: str) -> None:
     assert error(found, linear.product() + stream) < 1e-6
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("dtype", EVERY)
 def test_without_bias_and_strided(cuda, dtype: str) -> None:
     linear = Linear(33, 40, 24, dtype, "gelu")
@@ -152,6 +154,7 @@ def test_without_bias_and_strided(cuda, dtype: str) -> None:
     np.testing.assert_array_equal(odd[:, :24], found[:, :24])
 
 
+@pytest.mark.sanitizer
 def test_round_y(cuda) -> None:
     """What a product in tf32 reads next is rounded for it."""
     for activation, gated in (("none", False), ("gelu", False), ("silu", True)):

@@ -296,7 +296,7 @@ DVT_DEVICE void gemm_finish_tile(const GemmOperands& p, int batch, int row0, int
   const int warp = static_cast<int>(threadIdx.x) / 32, quad = static_cast<int>(ptx::lane_id()) & 3;
   const int warp_m = warp % Tile::kWarpsM * Tile::kWarpM, warp_n = warp / Tile::kWarpsM * Tile::kWarpN;
   constexpr int kParts = Tile::kFragmentsN / 4, kPlaces = Tile::kFragmentsM * 2 * kParts;
-  constexpr int kTogether = Epilogue::kTogether;
+  constexpr int kTogether = Epilogue::kTogether < kPlaces ? Epilogue::kTogether : kPlaces;
   static_assert(kPlaces % kTogether == 0, "places of a thread come in whole groups");
   const auto place = [&](int at) {
     const int row = row0 + warp_m + OperandA::row_of(at / kParts / 2, at / kParts % 2);

@@ -35,7 +35,7 @@ struct LinearEpilogue : GemmEpilogue {
     float v[8];
   };
   using Loaded = std::conditional_t<kReads, Residual, None>;
-  static constexpr int kTogether = kReads ? 4 : 1;
+  static constexpr int kTogether = kReads ? 8 : 1;
 
   const float* bias = nullptr;
   const float* residual = nullptr;
