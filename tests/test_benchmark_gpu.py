@@ -244,3 +244,15 @@ def test_make_gpu_is_a_target():
     env = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     done = subprocess.run(["make", "-n", "gpu", "PYTHON=python3"], cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0 and "tools/make_gpu.py" in done.stdout
+
+
+def test_make_gpu_without_a_gpu_says_so(tmp_path):
+    from cuda_samples import driver_devices
+
+    if driver_devices():
+        pytest.skip("there is one")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "make_gpu.py"), "--stages", "tests"],
+        capture_output=True, text=True, env=os.environ | {"OUT": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == "the NVIDIA driver shows no device here; --dry-run needs none\n"

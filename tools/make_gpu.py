@@ -170,6 +170,13 @@ class Session:
         return int(any(job.failed for job in self.done))
 
 
+def has_gpu() -> bool:
+    """Whether the driver shows one."""
+    code = "import sys; sys.path.append('tests'); import cuda_samples; print(cuda_samples.driver_devices())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() not in ("", "0")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
@@ -179,6 +186,9 @@ def main() -> int:
     out = Path(os.environ.get("OUT") or ROOT / "build" / "gpu")
     out.mkdir(parents=True, exist_ok=True)
     session = Session(out, arguments.seconds, arguments.dry_run)
+    if not arguments.dry_run and set(arguments.stages) != {"build"} and not has_gpu():
+        print("the NVIDIA driver shows no device here; --dry-run needs none")
+        return 2
     if "benchmarks" in arguments.stages:
         session.tune()
     if "build" in arguments.stages:
