@@ -2,42 +2,22 @@
 // in which orders the sweeps read them.
 #pragma once
 
-#include <algorithm>
-#include <utility>
 #include <vector>
 
 #include "cuda/runtime.h"
+#include "field/direct_solver/direct_arena.h"
 #include "field/direct_solver/direct_backend.h"
 #include "field/direct_solver/direct_rows.h"
 #include "field/direct_solver/direct_sweeps.h"
 
 namespace dvt::cuda {
 
-// A buffer that keeps its contents when it grows.
-template <class T>
-class GrowingBuffer {
- public:
-  Status reserve(int64_t count, int64_t used, cudaStream_t stream, const char* what) {
-    if (count <= buffer_.count()) return Status();
-    DeviceBuffer<T> larger;
-    DVT_RETURN_IF_ERROR(larger.allocate(std::max(count, 2 * buffer_.count()), what));
-    if (used > 0)
-      DVT_CUDA(cudaMemcpyAsync(larger.data(), buffer_.data(), static_cast<size_t>(used) * sizeof(T),
-                               cudaMemcpyDeviceToDevice, stream),
-               what);
-    if (used > 0) DVT_CUDA(cudaStreamSynchronize(stream), what);
-    buffer_ = std::move(larger);
-    return Status();
-  }
-  T* data() const { return buffer_.data(); }
-
- private:
-  DeviceBuffer<T> buffer_;
-};
-
 class DeviceRows {
  public:
-  explicit DeviceRows(const DirectSetup& setup) : setup_(setup) {}
+  DeviceRows(const DirectSetup& setup, Arena& arena) : setup_(setup), arena_(arena) {}
+
+  // What `views` views take of the arena, with every order.
+  static size_t bytes(const DirectSetup& setup, int64_t views);
 
   // Places views - rows, weights of one, pointers - after those that there are, without counting them yet.
   Status place(int64_t views, const float* coords, bool coords_on_device, cudaStream_t stream);
@@ -62,14 +42,15 @@ class DeviceRows {
   Status sort_space(int64_t count, SortSpace* space);
 
   DirectSetup setup_;
+  Arena& arena_;
   int64_t views_ = 0;
   int64_t sorted_ = 0, sorted_by_patch_ = 0;  // rows
-  GrowingBuffer<uint32_t> cell_;
-  GrowingBuffer<float2> at_;
-  GrowingBuffer<float> base_;
-  GrowingBuffer<const void*> pointers_;
-  DeviceBuffer<float> coords_;
-  DeviceBuffer<uint32_t> by_cell_, by_patch_, cell_start_, sort_;
+  Piece<uint32_t> cell_;
+  Piece<float2> at_;
+  Piece<float> base_;
+  Piece<const void*> pointers_;
+  Piece<float> coords_;
+  Piece<uint32_t> by_cell_, by_patch_, cell_start_, sort_;
 };
 
 }  // namespace dvt::cuda

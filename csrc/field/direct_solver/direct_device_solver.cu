@@ -5,88 +5,27 @@
 // Counted at full size (C = 768, 769 views of 37 x 37 patches, 99 x 100 nodes; an H200 reads 4.3 TB/s): the first sums
 // read the bank twice, a reweighted pass 1.1 times and the changed rows once more: 1.5 ms and 0.9 ms of float32, half
 // of that of 16-bit numbers. An iteration is about 0.2 ms, and there are 10 to 13 in the first pass, 3 to 5 in others.
+#include "field/direct_solver/direct_device_solver.h"
+
 #include <algorithm>
 #include <cmath>
 #include <utility>
 #include <vector>
 
-#include "field/direct_solver/direct_backend.h"
 #include "field/direct_solver/direct_device_average.h"
-#include "field/direct_solver/direct_device_rows.h"
-#include "field/direct_solver/direct_device_system.h"
-#include "field/direct_solver/direct_statistics.h"
 
 namespace dvt::cuda {
 namespace {
 
 // As in direct_solver.cpp, where they are explained.
-constexpr int64_t kMedianViews = 64;
 constexpr double kSettled = 2e-3, kSettledRatio = 1.5;
 constexpr double kLargestRidge = 5, kSmallestRidge = 0.01;
 constexpr double kFirstSmoothness = 0.2, kSmallestSmoothness = 0.01, kLargestSmoothness = 0.5;
-constexpr double kCountedSteps = 0.95, kGainRidge = 20, kOutlyingArtifact = 1.5;
-// Where the choice of the method is ours there is no other to fall back to: iterations are cheap.
-constexpr int kAutomaticIterations = 500;
+constexpr double kOutlyingArtifact = 1.5;
 
 bool moved_much(double a, double b) { return std::max(a, b) > kSettledRatio * std::min(a, b); }
 
-class DeviceSolver final : public DirectSolverCuda {
- public:
-  explicit DeviceSolver(const DirectSetup& setup) : setup_(setup), rows_(setup) {}
-
-  Status add(int64_t views, const void* features, Dtype type, const float* coords, bool coords_on_device,
-             void* stream) override;
-  Status solve(const DirectOptions& options, const float* prior, float* nodes, float* artifacts, DirectReport* report,
-               void* stream) override;
-  Status average(float* nodes, float* artifacts, void* stream) override;
-  void reset() override {
-    rows_.reset();
-    banks_.clear();
-    whole_ = true;
-  }
-
- private:
-  Status check_views(int64_t views, const void* features, Dtype type, uint16_t* copy);
-  Status first_sums(int64_t views, const void* features, const RowBank& bank, RowList* list);
-  Status allocate_pass(const DirectOptions& options, bool coupled);
-  Status start_rhs(const float* prior, const float* weights);
-  Status reweight(const DirectOptions& options, bool subtract_artifacts, const float* nodes, const float* artifacts,
-                  const float* prior);
-  Status measure(const DirectOptions& options, const float* nodes, const float* artifacts, const float* prior,
-                 DirectScalars* scalars);
-  Status subtract_prior_rows(const float* prior);
-  Status fit_gains(const DirectOptions& options, const float* prior, float* nodes, float* artifacts,
-                   DirectReport* report);
-  Status solve_system(const DirectOptions& options, bool from_guess, const float* prior, float* nodes, float* artifacts,
-                      DirectReport* report);
-  Status mean_artifacts(const float* nodes, bool gains, float* artifacts);
-  Status check_finite(const float* nodes, const float* artifacts, bool* finite);
-  RowBank bank() const { return {bank_type_, rows_.pointers(), whole_}; }
-  SweepShape shape() const { return rows_.shape(rows_.views()); }
-  int64_t map_size() const { return setup_.patches * setup_.channels; }
-  int64_t node_size() const { return setup_.grid.nodes() * setup_.channels; }
-
-  DirectSetup setup_;
-  DeviceRows rows_;
-  cudaStream_t stream_ = nullptr;
-  Dtype bank_type_ = Dtype::float32;
-  bool whole_ = true;
-  std::vector<DeviceBuffer<uint16_t>> banks_;         // with Keep::half, a call of `add` each
-  DeviceBuffer<float> first_cells_;                   // [cells, 4, channels]: sums of all views with base weights
-  DeviceBuffer<float> first_patches_, next_patches_;  // [patches, channels]
-  DeviceBuffer<uint32_t> flags_;                      // [2]
-  // Of a solve:
-  DeviceSystem system_;
-  DeviceBuffer<float> cells_, weights_, new_weights_, energy_, steps_, per_patch_, per_channel_;
-  DeviceBuffer<double> parts_;
-  DeviceBuffer<DirectScalars> scalars_;
-  DeviceBuffer<float> gain_, field_sums_, saved_nodes_, saved_patches_;
-};
-
-template <class T>
-Status at_least(DeviceBuffer<T>& buffer, int64_t count) {
-  return buffer.count() >= count ? Status() : buffer.allocate(count, "the direct solver");
-}
+}  // namespace
 
 // Copies them, where they are kept, and names the first bad view.
 Status DeviceSolver::check_views(int64_t views, const void* features, Dtype type, uint16_t* copy) {
@@ -113,16 +52,17 @@ Status DeviceSolver::add(int64_t views, const void* features, Dtype type, const 
   DVT_RETURN_IF_ERROR(guard.status());
   stream_ = static_cast<cudaStream_t>(stream);
   const int64_t size = map_size(), element = size_of(type);
-  DVT_RETURN_IF_ERROR(at_least(flags_, 2));
+  DVT_RETURN_IF_ERROR(foresee(views));
+  DVT_RETURN_IF_ERROR(flags_.at_least(arena_, 2));
   DVT_RETURN_IF_ERROR(rows_.place(views, coords, coords_on_device, stream_));
-  DeviceBuffer<uint16_t> copy;
+  uint16_t* copy = nullptr;
   if (setup_.keep == Keep::half) {
-    DVT_RETURN_IF_ERROR(copy.allocate(views * size, "a float16 copy of the features"));
+    DVT_RETURN_IF_ERROR(room_for_copies(views, &copy));
     if (type == Dtype::float32) {
-      DVT_RETURN_IF_ERROR(check_views(views, features, type, copy.data()));
+      DVT_RETURN_IF_ERROR(check_views(views, features, type, copy));
     } else {
-      DVT_CUDA(cudaMemcpyAsync(copy.data(), features, static_cast<size_t>(views * size * element),
-                               cudaMemcpyDeviceToDevice, stream_),
+      DVT_CUDA(cudaMemcpyAsync(copy, features, static_cast<size_t>(views * size * element), cudaMemcpyDeviceToDevice,
+                               stream_),
                "copying features");
     }
   }
@@ -133,9 +73,9 @@ Status DeviceSolver::add(int64_t views, const void* features, Dtype type, const 
   RowList list;
   DVT_RETURN_IF_ERROR(first_sums(views, features, {type, rows_.pointers(), whole}, &list));
   if (setup_.keep == Keep::half) {
-    for (int64_t v = 0; v < views; ++v) pointers[v] = copy.data() + v * size;
+    for (int64_t v = 0; v < views; ++v) pointers[v] = copy + v * size;
     DVT_RETURN_IF_ERROR(rows_.point_to(pointers, stream_));
-    banks_.push_back(std::move(copy));
+    bank_used_ += views;
   }
   bank_type_ = kept_type;
   whole_ = whole_ && (setup_.keep == Keep::half ? setup_.channels % 4 == 0 : whole);
@@ -148,9 +88,9 @@ Status DeviceSolver::add(int64_t views, const void* features, Dtype type, const 
 Status DeviceSolver::first_sums(int64_t views, const void* features, const RowBank& bank, RowList* list) {
   const SweepShape shape = rows_.shape(views);
   const int64_t before = rows_.views(), first = before * setup_.patches, size = map_size();
-  DVT_RETURN_IF_ERROR(at_least(first_cells_, shape.cells() * 4 * setup_.channels));
+  DVT_RETURN_IF_ERROR(first_cells_.at_least(arena_, shape.cells() * 4 * setup_.channels));
   if (setup_.cosine) {
-    DVT_RETURN_IF_ERROR(at_least(energy_, shape.rows()));
+    DVT_RETURN_IF_ERROR(energy_.at_least(arena_, shape.rows()));
     DVT_RETURN_IF_ERROR(
         row_energy({shape, bank, rows_.places(), first, shape.rows(), 1, nullptr, nullptr, energy_.data()}, stream_));
     DVT_RETURN_IF_ERROR(
@@ -158,8 +98,8 @@ Status DeviceSolver::first_sums(int64_t views, const void* features, const RowBa
   }
   uint32_t flag = 0;
   if (setup_.solves_artifacts) {
-    DVT_RETURN_IF_ERROR(at_least(first_patches_, size));
-    DVT_RETURN_IF_ERROR(at_least(next_patches_, size));
+    DVT_RETURN_IF_ERROR(first_patches_.at_least(arena_, size));
+    DVT_RETURN_IF_ERROR(next_patches_.at_least(arena_, size));
     PatchSweep sweep{shape,
                      bank,
                      rows_.base_weights(),
@@ -168,7 +108,7 @@ Status DeviceSolver::first_sums(int64_t views, const void* features, const RowBa
                      nullptr,
                      next_patches_.data()};
     DVT_RETURN_IF_ERROR(patch_sweep(sweep, stream_));
-    DVT_RETURN_IF_ERROR(flags_.zero(stream_, "checking features"));
+    DVT_RETURN_IF_ERROR(flags_.zero(2, stream_, "checking features"));
     DVT_RETURN_IF_ERROR(find_non_finite(size, next_patches_.data(), flags_.data(), stream_));
     DVT_RETURN_IF_ERROR(flags_.download(&flag, 1, stream_, "checking features"));
   }
@@ -180,183 +120,64 @@ Status DeviceSolver::first_sums(int64_t views, const void* features, const RowBa
   return cell_sweep(sweep, false, stream_);
 }
 
+// All of the memory that one round of views and a solve take, in one allocation.
+Status DeviceSolver::foresee(int64_t views) {
+  if (flags_.data()) return Status();
+  const bool passes = setup_.keep != Keep::nothing;
+  const int64_t expected = std::max(views, setup_.expected_views);
+  const SweepShape s = rows_.shape(expected);
+  const int64_t cells = s.cells() * 4 * s.channels, rows = s.rows();
+  size_t bytes;
+  DVT_RETURN_IF_ERROR(DeviceSystem::bytes(s, setup_.solves_artifacts, &bytes));
+  bytes += DeviceRows::bytes(setup_, expected) + 2 * Piece<float>::bytes(cells) + 2 * Piece<float>::bytes(map_size()) +
+           (passes ? 2 : 1) * Piece<float>::bytes(rows) + Piece<float>::bytes(s.patches) +
+           Piece<float>::bytes(2 * s.channels) + Piece<DirectScalars>::bytes(1) + Piece<uint32_t>::bytes(2);
+  if (passes)
+    bytes += Piece<float>::bytes(sampled_rows(s)) + Piece<float>::bytes(grid_edges(s.grid)) +
+             Piece<double>::bytes(3 * kWeightParts);
+  return arena_.reserve(bytes, "the direct solver");
+}
+
+// The copies of all expected views lie in one allocation; what comes beyond gets its own.
+Status DeviceSolver::room_for_copies(int64_t views, uint16_t** copy) {
+  const int64_t size = map_size();
+  if (banks_.empty() || (bank_used_ + views) * size > banks_.back().count()) {
+    const int64_t room = std::max(views, setup_.expected_views - rows_.views());
+    DeviceBuffer<uint16_t> bank;
+    DVT_RETURN_IF_ERROR(bank.allocate(room * size, "a 16-bit copy of the features"));
+    banks_.push_back(std::move(bank));
+    bank_used_ = 0;
+  }
+  *copy = banks_.back().data() + bank_used_ * size;
+  return Status();
+}
+
 Status DeviceSolver::allocate_pass(const DirectOptions& options, bool coupled) {
   const SweepShape s = shape();
-  const int64_t sampled = std::min(s.views, 2 * kMedianViews) * s.patches;
-  DVT_RETURN_IF_ERROR(system_.allocate(s, coupled, stream_));
+  DVT_RETURN_IF_ERROR(system_.allocate(s, coupled, arena_, stream_));
   DVT_RETURN_IF_ERROR(rows_.sort_all(coupled, stream_));
-  DVT_RETURN_IF_ERROR(at_least(weights_, s.rows()));
-  DVT_RETURN_IF_ERROR(at_least(scalars_, 1));
+  DVT_RETURN_IF_ERROR(weights_.at_least(arena_, s.rows()));
+  DVT_RETURN_IF_ERROR(scalars_.at_least(arena_, 1));
   if (options.passes > 1) {
-    DVT_RETURN_IF_ERROR(at_least(new_weights_, s.rows()));
-    DVT_RETURN_IF_ERROR(at_least(energy_, setup_.channels > kMostReweightedChannels ? s.rows() : sampled));
-    DVT_RETURN_IF_ERROR(at_least(steps_, grid_edges(s.grid)));
-    DVT_RETURN_IF_ERROR(at_least(parts_, 3 * kWeightParts));
-  }
-  DVT_RETURN_IF_ERROR(at_least(per_patch_, s.patches));
-  DVT_RETURN_IF_ERROR(at_least(per_channel_, 2 * s.channels));
-  return at_least(cells_, s.cells() * 4 * s.channels);
-}
-
-// nodes_rhs -= E prior for the current weights, patches_rhs -= D prior.
-Status DeviceSolver::subtract_prior_rows(const float* prior) {
-  const SweepShape s = shape();
-  DVT_RETURN_IF_ERROR(
-      map_sweep({s, rows_.places(), rows_.list(), weights_.data(), prior, nullptr, nullptr, cells_.data()}, stream_));
-  return gather_nodes(s.grid, s.channels, cells_.data(), true, system_.nodes_rhs(), stream_);
-}
-
-// One more sweep over the features: residuals under the last solution, row weights, and the weighted right-hand side.
-Status DeviceSolver::reweight(const DirectOptions& options, bool subtract_artifacts, const float* nodes,
-                              const float* artifacts, const float* prior) {
-  const SweepShape s = shape();
-  const int64_t stride = std::max<int64_t>(1, s.views / kMedianViews);
-  const int64_t sampled = ceil_div(s.views, stride) * s.patches;
-  DirectScalars* scalars = scalars_.data();
-  RowEnergy rows{s, bank(), rows_.places(), 0, sampled, stride, nodes, artifacts, energy_.data()};
-  DVT_RETURN_IF_ERROR(row_energy(rows, stream_));
-  DVT_RETURN_IF_ERROR(
-      select_ranked(1, sampled, sampled, energy_.data(), sampled / 2, &scalars->median_energy, stream_));
-  DVT_RETURN_IF_ERROR(set_limit(options.outlier_threshold, scalars, stream_));
-  CellSweep sweep{s, bank(), rows_.places(), rows_.list(), rows_.base_weights(), cells_.data()};
-  if (s.channels > kMostReweightedChannels) {
-    rows.stride = 1, rows.count = s.rows();
-    DVT_RETURN_IF_ERROR(row_energy(rows, stream_));
+    DVT_RETURN_IF_ERROR(new_weights_.at_least(arena_, s.rows()));
     DVT_RETURN_IF_ERROR(
-        outlier_weights(s.rows(), rows_.base_weights(), energy_.data(), &scalars->limit, new_weights_.data(), stream_));
-    sweep.weights = new_weights_.data();
-    DVT_RETURN_IF_ERROR(cell_sweep(sweep, false, stream_));
-  } else {
-    sweep.new_weights = new_weights_.data();
-    sweep.limit = &scalars->limit;
-    sweep.nodes = nodes;
-    sweep.artifacts = artifacts;
-    sweep.subtract_artifacts = subtract_artifacts;
-    DVT_RETURN_IF_ERROR(cell_sweep(sweep, true, stream_));
+        energy_.at_least(arena_, setup_.channels > kMostReweightedChannels ? s.rows() : sampled_rows(s)));
+    DVT_RETURN_IF_ERROR(steps_.at_least(arena_, grid_edges(s.grid)));
+    DVT_RETURN_IF_ERROR(parts_.at_least(arena_, 3 * kWeightParts));
   }
-  DVT_RETURN_IF_ERROR(compare_weights(s.rows(), rows_.base_weights(), weights_.data(), new_weights_.data(),
-                                      parts_.data(), scalars, stream_));
-  std::swap(weights_, new_weights_);
-  DVT_RETURN_IF_ERROR(gather_nodes(s.grid, s.channels, cells_.data(), false, system_.nodes_rhs(), stream_));
-  const bool subtracted = subtract_artifacts && s.channels <= kMostReweightedChannels;
-  if (prior && !subtracted) DVT_RETURN_IF_ERROR(subtract_prior_rows(prior));
-  if (!system_.patches_rhs()) return Status();
-  PatchSweep patches{s, bank(), weights_.data(), 0, first_patches_.data(), rows_.base_weights(), system_.patches_rhs()};
-  return patch_sweep(patches, stream_);
-}
-
-// What the next pass is chosen by, in *scalars.
-Status DeviceSolver::measure(const DirectOptions& options, const float* nodes, const float* artifacts,
-                             const float* prior, DirectScalars* scalars) {
-  const SweepShape s = shape();
-  DirectScalars* out = scalars_.data();
-  if (options.automatic_ridge && !options.fix_artifacts) {
-    const PatchMaps maps = system_.maps();
-    DVT_RETURN_IF_ERROR(unshrunk_deviation(maps, artifacts, prior, system_.map_scratch(), stream_));
-    DVT_RETURN_IF_ERROR(to_channels(s.patches, s.channels, system_.channel_stride(), system_.map_scratch(), nullptr,
-                                    false, nullptr, system_.channel_scratch(), stream_));
-    DVT_RETURN_IF_ERROR(select_ranked(s.channels, s.patches, system_.channel_stride(), system_.channel_scratch(),
-                                      s.patches / 2, per_channel_.data(), stream_));
-    DVT_RETURN_IF_ERROR(deviation_energy(s.patches, s.channels, system_.map_scratch(), per_channel_.data(),
-                                         per_patch_.data(), stream_));
-    DVT_RETURN_IF_ERROR(
-        select_ranked(1, s.patches, s.patches, per_patch_.data(), s.patches / 2, &out->typical_deviation, stream_));
-    DVT_RETURN_IF_ERROR(
-        select_ranked(1, s.patches, s.patches, maps.patch_weights, s.patches / 2, &out->median_patch_weight, stream_));
-  }
-  if (options.automatic_smoothness) {
-    const int64_t edges = grid_edges(s.grid);
-    const int64_t counted = std::max<int64_t>(1, static_cast<int64_t>(kCountedSteps * static_cast<double>(edges)));
-    DVT_RETURN_IF_ERROR(measure_steps(s.grid, s.channels, nodes, counted, steps_.data(), out, stream_));
-  }
-  return scalars_.download(scalars, 1, stream_, "a pass of the direct solver");
-}
-
-Status DeviceSolver::solve_system(const DirectOptions& options, bool from_guess, const float* prior, float* nodes,
-                                  float* artifacts, DirectReport* report) {
-  const bool automatic = options.method == DirectMethod::automatic;
-  const int most = automatic ? std::max(options.max_iterations, kAutomaticIterations) : options.max_iterations;
-  if (options.fix_artifacts)
-    DVT_CUDA(cudaMemcpyAsync(artifacts, prior, static_cast<size_t>(map_size()) * sizeof(float),
-                             cudaMemcpyDeviceToDevice, stream_),
-             "copying artifacts");
-  DVT_RETURN_IF_ERROR(
-      system_.solve(from_guess, options.tolerance, most, prior, nodes, artifacts, &report->iterations, stream_));
-  if (report->iterations <= most) return Status();
-  bool finite;
-  DVT_RETURN_IF_ERROR(check_finite(nodes, artifacts, &finite));
-  if (!finite) return Status();  // which is what solve reports
-  return invalid_argument("pcg did not reach the tolerance of ", options.tolerance, " in ", most,
-                          " iterations: allow more, or a larger tolerance");
+  DVT_RETURN_IF_ERROR(per_patch_.at_least(arena_, s.patches));
+  DVT_RETURN_IF_ERROR(per_channel_.at_least(arena_, 2 * s.channels));
+  return cells_.at_least(arena_, s.cells() * 4 * s.channels);
 }
 
 Status DeviceSolver::check_finite(const float* nodes, const float* artifacts, bool* finite) {
   uint32_t flag;
-  DVT_RETURN_IF_ERROR(flags_.zero(stream_, "checking the solution"));
+  DVT_RETURN_IF_ERROR(flags_.zero(2, stream_, "checking the solution"));
   DVT_RETURN_IF_ERROR(find_non_finite(node_size(), nodes, flags_.data(), stream_));
   DVT_RETURN_IF_ERROR(find_non_finite(map_size(), artifacts, flags_.data(), stream_));
   DVT_RETURN_IF_ERROR(flags_.download(&flag, 1, stream_, "checking the solution"));
   *finite = flag == 0;
   return Status();
-}
-
-// G as the mean over views of what F (and the gain field) leaves; see direct_solver.cpp.
-Status DeviceSolver::mean_artifacts(const float* nodes, bool gains, float* artifacts) {
-  const SweepShape s = shape();
-  DVT_RETURN_IF_ERROR(system_.assemble(s, rows_.places(), rows_.list(), rows_.patch_rows(), rows_.base_weights(),
-                                       kFirstSmoothness, stream_));
-  DVT_RETURN_IF_ERROR(system_.multiply_field(nodes, system_.patches_rhs(), stream_));
-  return mean_left(system_.maps(), first_patches_.data(), system_.patches_rhs(), gains ? gain_.data() : nullptr,
-                   per_channel_.data(), artifacts, stream_);
-}
-
-// The gain field and (F, G) in turn; per_channel_ holds the centre of F, and how far gains are pulled to zero.
-Status DeviceSolver::fit_gains(const DirectOptions& options, const float* prior, float* nodes, float* artifacts,
-                               DirectReport* report) {
-  const SweepShape s = shape();
-  const int64_t n = node_size(), p = map_size();
-  const auto copy = [&](float* to, const float* from, int64_t count) {
-    return check(
-        cudaMemcpyAsync(to, from, static_cast<size_t>(count) * sizeof(float), cudaMemcpyDeviceToDevice, stream_),
-        "copying a right-hand side");
-  };
-  DVT_RETURN_IF_ERROR(at_least(gain_, p));
-  DVT_RETURN_IF_ERROR(at_least(field_sums_, p));
-  DVT_RETURN_IF_ERROR(at_least(saved_nodes_, n));
-  DVT_RETURN_IF_ERROR(copy(saved_nodes_.data(), system_.nodes_rhs(), n));
-  if (system_.patches_rhs()) {
-    DVT_RETURN_IF_ERROR(at_least(saved_patches_, p));
-    DVT_RETURN_IF_ERROR(copy(saved_patches_.data(), system_.patches_rhs(), p));
-  }
-  float *centre = per_channel_.data(), *pull = centre + s.channels;
-  for (int turn = 0; turn < options.residual; ++turn) {
-    DVT_RETURN_IF_ERROR(node_statistics(s.grid.nodes(), s.channels, nodes, kGainRidge, centre, pull, stream_));
-    DVT_RETURN_IF_ERROR(gain_sweep(
-        {s, bank(), rows_.places(), weights_.data(), nodes, artifacts, centre, pull, gain_.data(), field_sums_.data()},
-        stream_));
-    DVT_RETURN_IF_ERROR(map_sweep(
-        {s, rows_.places(), rows_.list(), weights_.data(), gain_.data(), nodes, centre, cells_.data()}, stream_));
-    DVT_RETURN_IF_ERROR(copy(system_.nodes_rhs(), saved_nodes_.data(), n));
-    DVT_RETURN_IF_ERROR(gather_nodes(s.grid, s.channels, cells_.data(), true, system_.nodes_rhs(), stream_));
-    if (system_.patches_rhs())
-      DVT_RETURN_IF_ERROR(subtract_gain(system_.maps(), saved_patches_.data(), gain_.data(), field_sums_.data(),
-                                        system_.patches_rhs(), stream_));
-    DVT_RETURN_IF_ERROR(solve_system(options, true, prior, nodes, artifacts, report));
-  }
-  return Status();
-}
-
-Status DeviceSolver::start_rhs(const float* prior, const float* weights) {
-  const SweepShape s = shape();
-  DVT_CUDA(cudaMemcpyAsync(weights_.data(), weights, static_cast<size_t>(s.rows()) * sizeof(float),
-                           cudaMemcpyDeviceToDevice, stream_),
-           "copying weights");
-  DVT_RETURN_IF_ERROR(gather_nodes(s.grid, s.channels, first_cells_.data(), false, system_.nodes_rhs(), stream_));
-  if (prior) DVT_RETURN_IF_ERROR(subtract_prior_rows(prior));
-  if (!system_.patches_rhs()) return Status();
-  return check(cudaMemcpyAsync(system_.patches_rhs(), first_patches_.data(),
-                               static_cast<size_t>(map_size()) * sizeof(float), cudaMemcpyDeviceToDevice, stream_),
-               "copying a right-hand side");
 }
 
 Status DeviceSolver::solve(const DirectOptions& options, const float* prior, float* nodes, float* artifacts,
@@ -464,8 +285,6 @@ Status DeviceSolver::average(float* nodes, float* artifacts, void* stream) {
   DVT_RETURN_IF_ERROR(system_.multiply_field(nodes, system_.patches_rhs(), stream_));
   return mean_left(system_.maps(), first_patches_.data(), system_.patches_rhs(), nullptr, nullptr, artifacts, stream_);
 }
-
-}  // namespace
 
 Status create_direct_solver(const DirectSetup& setup, std::unique_ptr<DirectSolverCuda>* out) {
   if (setup.grid.ny < 2 || setup.grid.nx < 2)

@@ -12,13 +12,9 @@ constexpr int kFirstLook = 4, kLookAgain = 2;
 
 }  // namespace
 
-Status DeviceSystem::allocate(const SweepShape& shape, bool coupled, cudaStream_t stream) {
-  const bool same = memory_.data() && !spoilt_ && coupled == coupled_ && shape.grid.ny == shape_.grid.ny &&
-                    shape.grid.nx == shape_.grid.nx && shape.patches == shape_.patches &&
-                    shape.channels == shape_.channels;
+// Every array from `base` on, or with no base only how many bytes that takes.
+Status DeviceSystem::lay_out(const SweepShape& shape, bool coupled, char* base, size_t* bytes) {
   shape_ = shape;
-  if (same) return Status();
-  spoilt_ = false;
   coupled_ = coupled;
   padded_ = padded_sizes(shape);
   const int64_t n = shape.grid.nodes(), p = shape.patches, c = shape.channels, around = n + 2 * (shape.grid.nx + 1);
@@ -30,61 +26,74 @@ Status DeviceSystem::allocate(const SweepShape& shape, bool coupled, cudaStream_
   const DeviceTraits* traits;
   DVT_RETURN_IF_ERROR(current_traits(&traits));
   splits_ = product_splits(coupling_, padded_.channels, traits->multiprocessors);
-
-  char* base = nullptr;
-  const auto lay_out = [&] {  // first with no base, to count
-    Layout layout;
-    const auto take = [&](auto*& pointer, int64_t count) {
-      using T = std::remove_reference_t<decltype(*pointer)>;
-      const size_t at = layout.add<T>(count);
-      pointer = base ? reinterpret_cast<T*>(base + at) : nullptr;
-    };
-    take(cg_.x, node_vectors);
-    take(cg_.r, node_vectors);
-    take(cg_.p, node_vectors);
-    take(u_, coupled ? node_vectors : 0);
-    take(cg_.p_scale, padded_.channels);
-    take(cg_.rz, padded_.channels);
-    take(cg_.target, padded_.channels);
-    take(cg_.done, padded_.channels);
-    take(cg_.state, 1);
-    take(cg_.scratch, static_cast<int64_t>(scratch / sizeof(float)));
-    take(stencil_.coefficients, around * 4);
-    take(stencil_.rounded, around * 4);
-    take(stencil_.bound, 1);
-    take(stencil_.scale, n);
-    take(space_.moments, shape.cells() * 10);
-    take(space_.rows, n * 5);
-    take(nodes_rhs_, n * c);
-    take(patch_weights_, p);
-    take(inverse_, p);
-    take(ridge_, p);
-    if (coupled) {
-      take(coupling_.high, padded_.patches * padded_.nodes);
-      take(coupling_.low, padded_.patches * padded_.nodes);
-      take(coupling_.occupied, padded_.patches / kZeroBlock * (padded_.nodes / kZeroBlock));
-      take(patches_rhs_, p * c);
-      take(map_scratch_, p * c);
-      take(t_, patch_vectors);
-      take(t_high_, patch_vectors);
-      take(t_low_, patch_vectors);
-      take(t_scale_, padded_.channels);
-      take(parts_, splits_ * patch_vectors);
-    }
-    return layout.bytes();
+  Layout layout;
+  const auto take = [&](auto*& pointer, int64_t count) {
+    using T = std::remove_reference_t<decltype(*pointer)>;
+    const size_t at = layout.add<T>(count);
+    pointer = base && count > 0 ? reinterpret_cast<T*>(base + at) : nullptr;
   };
-  const size_t bytes = lay_out();
-  memory_.release();
-  DVT_RETURN_IF_ERROR(memory_.allocate(bytes, "the system of the direct solver"));
-  base = static_cast<char*>(memory_.data());
-  lay_out();
-  if (scratch == 0) cg_.scratch = nullptr;
+  const auto if_coupled = [&](int64_t count) { return coupled ? count : 0; };
+  take(cg_.x, node_vectors);
+  take(cg_.r, node_vectors);
+  take(cg_.p, node_vectors);
+  take(u_, if_coupled(node_vectors));
+  take(cg_.p_scale, padded_.channels);
+  take(cg_.rz, padded_.channels);
+  take(cg_.target, padded_.channels);
+  take(cg_.done, padded_.channels);
+  take(cg_.state, 1);
+  take(cg_.scratch, static_cast<int64_t>(scratch / sizeof(float)));
+  take(stencil_.coefficients, around * 4);
+  take(stencil_.rounded, around * 4);
+  take(stencil_.bound, 1);
+  take(stencil_.scale, n);
+  take(space_.moments, shape.cells() * 10);
+  take(space_.rows, n * 5);
+  take(nodes_rhs_, n * c);
+  take(patch_weights_, p);
+  take(inverse_, p);
+  take(ridge_, p);
+  take(coupling_.high, if_coupled(padded_.patches * padded_.nodes));
+  take(coupling_.low, if_coupled(padded_.patches * padded_.nodes));
+  take(coupling_.occupied, if_coupled(padded_.patches / kZeroBlock * (padded_.nodes / kZeroBlock)));
+  take(patches_rhs_, if_coupled(p * c));
+  take(map_scratch_, if_coupled(p * c));
+  take(t_, if_coupled(patch_vectors));
+  take(t_high_, if_coupled(patch_vectors));
+  take(t_low_, if_coupled(patch_vectors));
+  take(t_scale_, if_coupled(padded_.channels));
+  take(parts_, if_coupled(splits_ * patch_vectors));
   cg_.stencil = stencil_;
   cg_.channels = padded_.channels;
   cg_.stride = padded_.nodes;
-  cg_.u = coupled ? u_ : nullptr;
+  cg_.u = u_;
+  *bytes = layout.bytes();
+  return Status();
+}
+
+Status DeviceSystem::bytes(const SweepShape& shape, bool coupled, size_t* bytes) {
+  return DeviceSystem().lay_out(shape, coupled, nullptr, bytes);
+}
+
+Status DeviceSystem::allocate(const SweepShape& shape, bool coupled, Arena& arena, cudaStream_t stream) {
+  size_t bytes;
+  if (memory_ && coupled == coupled_) {
+    shape_ = shape;
+  } else {
+    DVT_RETURN_IF_ERROR(lay_out(shape, coupled, nullptr, &bytes));
+    if (bytes > bytes_) {
+      void* at;
+      DVT_RETURN_IF_ERROR(arena.take(bytes, "the system of the direct solver", &at));
+      memory_ = static_cast<char*>(at);
+      bytes_ = bytes;
+    }
+    DVT_RETURN_IF_ERROR(lay_out(shape, coupled, memory_, &bytes));
+    spoilt_ = true;
+  }
+  if (!spoilt_) return Status();
+  spoilt_ = false;
   // Padding is zero from here on: nothing else writes there but zeros.
-  return check(cudaMemsetAsync(memory_.data(), 0, bytes, stream), "clearing the system of the direct solver");
+  return check(cudaMemsetAsync(memory_, 0, bytes_, stream), "clearing the system of the direct solver");
 }
 
 Status DeviceSystem::assemble(const SweepShape& shape, const RowPlaces& places, const RowList& list,

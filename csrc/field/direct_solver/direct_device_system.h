@@ -1,9 +1,10 @@
 // The linear system of one pass on the device, with everything that it is made of; direct_matrix.h has the algebra.
 //
-// Memory at full size: 330 MB, of which the products' vectors are 200 and the coupling 55; one allocation.
+// Memory at full size: 330 MB, of which the products' vectors are 200 and the coupling 55; one piece.
 #pragma once
 
 #include "cuda/runtime.h"
+#include "field/direct_solver/direct_arena.h"
 #include "field/direct_solver/direct_cg.h"
 #include "field/direct_solver/direct_maps.h"
 #include "field/direct_solver/direct_matrix.h"
@@ -13,8 +14,9 @@ namespace dvt::cuda {
 
 class DeviceSystem {
  public:
-  // coupled: G is solved for. shape.views counts rows for nothing but the coupling.
-  Status allocate(const SweepShape& shape, bool coupled, cudaStream_t stream);
+  // coupled: G is solved for. How many views there are does not matter.
+  static Status bytes(const SweepShape& shape, bool coupled, size_t* bytes);
+  Status allocate(const SweepShape& shape, bool coupled, Arena& arena, cudaStream_t stream);
 
   // The matrix for these weights, and for the ridge in ridge() where G is solved for. patch_rows: as for
   // build_coupling.
@@ -41,13 +43,15 @@ class DeviceSystem {
   const double* stencil_rows() const { return space_.rows; }
 
  private:
+  Status lay_out(const SweepShape& shape, bool coupled, char* base, size_t* bytes);
   Status coupled_product(const float* nodes, cudaStream_t stream);
 
   SweepShape shape_{};
   PaddedSizes padded_{};
   bool coupled_ = false, spoilt_ = false;
   int splits_ = 1;
-  DeviceMemory memory_;
+  char* memory_ = nullptr;
+  size_t bytes_ = 0;
   Stencil stencil_{};
   StencilSpace space_{};
   Coupling coupling_{};

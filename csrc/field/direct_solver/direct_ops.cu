@@ -119,7 +119,8 @@ Status direct_rows_op(OpCall& call) {
   DVT_RETURN_IF_ERROR(call.tensor("by_cell", OpType::uint32, &by_cell));
   DVT_RETURN_IF_ERROR(call.tensor("by_patch", OpType::uint32, &by_patch));
   DVT_RETURN_IF_ERROR(call.tensor("cell_start", OpType::uint32, &start));
-  DeviceRows rows(v.setup);
+  Arena arena;
+  DeviceRows rows(v.setup, arena);
   DVT_RETURN_IF_ERROR(rows.place(v.views, v.coords->as<float>(), true, stream));
   rows.commit(v.views, nullptr);
   DVT_RETURN_IF_ERROR(rows.sort_all(true, stream));
@@ -148,12 +149,13 @@ Status direct_matrix_op(OpCall& call) {
   DVT_RETURN_IF_ERROR(call.tensor("product", OpType::float32, &product));
   DVT_RETURN_IF_ERROR(call.tensor("patch_weights", OpType::float32, &patch_weights));
   DVT_RETURN_IF_ERROR(call.tensor("stencil", OpType::float64, &stencil));
-  DeviceRows rows(v.setup);
+  Arena arena;
+  DeviceRows rows(v.setup, arena);
   DVT_RETURN_IF_ERROR(rows.place(v.views, v.coords->as<float>(), true, stream));
   rows.commit(v.views, nullptr);
   DVT_RETURN_IF_ERROR(rows.sort_all(true, stream));
   DeviceSystem system;
-  DVT_RETURN_IF_ERROR(system.allocate(rows.shape(v.views), true, stream));
+  DVT_RETURN_IF_ERROR(system.allocate(rows.shape(v.views), true, arena, stream));
   const auto copy = [&](void* to, const void* from, int64_t bytes) {
     return check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, stream),
                  "copying a matrix");
