@@ -60,7 +60,7 @@ struct GemmSm90Call {
 
 // An epilogue has
 //   static constexpr bool kHasPairs, and if so, for packed values:
-//     float2 pair(float2 sums, int col)               what to store for columns col and col + 1
+//     float2 pair(float2 sums, int col)               what to store for columns col and col + 1, cols being even
 //   static constexpr bool kHasWide, bool is_wide()   whether there is, for this call, besides `store`:
 //     float4 load_wide(int row, int col)              what store_wide wants back, read for several rows at once
 //     void store_wide(int row, int col, float4 sums, float4 held)
@@ -107,7 +107,7 @@ DVT_DEVICE void store_packed(const float (&d)[Tile::kN / 2], const ptx::TensorMa
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       const float* sums = d + 32 * block + 4 * j;
-      const int c = col + 64 * block + 8 * j + 2 * quad;
+      const int c = min(col + 64 * block + 8 * j + 2 * quad, call.cols - 2);  // what is behind the last is not stored
       const float2 upper = epilogue.pair(make_float2(sums[0], sums[1]), c);
       const float2 lower = epilogue.pair(make_float2(sums[2], sums[3]), c);
       char* at = buffer + (16 * warp + group) * 128 + (j ^ group) * 16 + 4 * quad;
