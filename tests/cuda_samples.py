@@ -131,6 +131,9 @@ def rounded(x: np.ndarray, dtype: str) -> np.ndarray:
     """`x` as float32 values that `dtype` can hold: what an operand is once it is stored."""
     if dtype == "bfloat16":
         return from_bfloat16(to_bfloat16(x))
+    if dtype == "tf32":  # of finite values, ties away from zero
+        bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+        return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
     return np.asarray(x).astype(dtype).astype(np.float32)
 
 

@@ -59,13 +59,8 @@ class Product:
         """The same in torch with sums and result in float32: float32 for our float32, tf32's rounding done by hand."""
         import torch
 
-        a, b = (tf32(x) if self.dtype == "tf32" else x for x in (self.a, self.b))
+        a, b = (rounded(x, self.dtype) for x in (self.a, self.b))
         return (torch.from_numpy(a) @ torch.from_numpy(b)).numpy()
-
-
-def tf32(x: np.ndarray) -> np.ndarray:
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 @pytest.mark.parametrize("tiles", ["large", "small"])

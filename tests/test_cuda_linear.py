@@ -13,17 +13,6 @@ EVERY = ("float16", "bfloat16", "tf32", "float32")
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu")
 
 
-def tf32(x: np.ndarray) -> np.ndarray:
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
-
-
-def held(x: np.ndarray, dtype: str) -> np.ndarray:
-    """`x` as operands of this type hold it."""
-    x = np.asarray(x, np.float32)
-    return tf32(x) if dtype == "tf32" else rounded(x, dtype) if dtype in NARROW else x
-
-
 def storage(dtype: str) -> str:
     return dtype if dtype in NARROW else "float32"
 
@@ -60,8 +49,8 @@ class Linear:
         rng = np.random.default_rng(seed)
         self.dtype, self.activation, self.gated, self.out = dtype, activation, gated, out
         n = 2 * out if gated else out
-        self.x = held(rng.standard_normal((rows, cin)), dtype)
-        self.weight = held(rng.standard_normal((n, cin)) / np.sqrt(cin), dtype)
+        self.x = rounded(rng.standard_normal((rows, cin)), dtype)
+        self.weight = rounded(rng.standard_normal((n, cin)) / np.sqrt(cin), dtype)
         self.bias = rng.standard_normal(n).astype(np.float32)
 
     def product(self, bias: bool = True, double: bool = True) -> np.ndarray:
@@ -89,7 +78,13 @@ class Linear:
         return rounded(activated(y, self.activation), self.dtype)
 
     def run(
-        self, bias: bool = True, y_type: str = "", extra: int = 0, more: dict | None = None, **numbers
+        self,
+        bias: bool = True,
+        y_type: str = "",
+        extra: int = 0,
+        more: dict | None = None,
+        tiles: str = "",
+        **numbers: float,
     ) -> np.ndarray:
         weight, b = self.weight, self.bias
         if self.gated:
@@ -103,9 +98,8 @@ class Linear:
         numbers = {"in": self.x.shape[1], "out": self.out, "gated": self.gated, "portable": 1} | numbers
         outputs = {"y": None if "y" in tensors else (shape, y_type or kind)}
         outputs |= {"not_finite": None} if "not_finite" in tensors else {}
-        found = run_op(
-            "linear", tensors, outputs, numbers=numbers, words={"type": self.dtype, "activation": self.activation}
-        )
+        words = {"type": self.dtype, "activation": self.activation, "tiles": tiles}
+        found = run_op("linear", tensors, outputs, numbers=numbers, words=words)
         self.not_finite = int(found["not_finite"][0]) if "not_finite" in found else None
         return found["y"]
 
@@ -117,7 +111,8 @@ def test_linear(cuda, case: Case) -> None:
     linear = Linear(s["rows"], s["in"], s["out"], case.dtype, case.words["activation"], gated)
     found = linear.run()
     assert_as_good_as(found, linear.rival(), linear.product(), case.times)
-    np.testing.assert_array_equal(found, linear.run(), strict=True)
+    for tiles in ("small", "middle", "large"):  # each sums in the order of K: the same bits, on every run
+        np.testing.assert_array_equal(found, linear.run(tiles=tiles), strict=True)
 
 
 @pytest.mark.parametrize("dtype", EVERY)
@@ -128,6 +123,8 @@ def test_residual(cuda, dtype: str, out: int, y_type: str) -> None:
     linear = Linear(50, 72, out, dtype)
     residual = np.random.default_rng(1).standard_normal((50, out + 3)).astype(np.float32)
     found = linear.run(y_type=y_type, more={"residual": residual})
+    for tiles in ("small", "middle", "large"):
+        np.testing.assert_array_equal(found, linear.run(y_type=y_type, more={"residual": residual}, tiles=tiles))
     truth = linear.product() + residual[:, :out]
     bound = {"float32": 1e-6, "float16": 4e-4, "bfloat16": 3e-3}[y_type]
     assert error(found, truth) < bound
@@ -159,7 +156,7 @@ def test_round_y(cuda) -> None:
     """What a product in tf32 reads next is rounded for it."""
     for activation, gated in (("none", False), ("gelu", False), ("silu", True)):
         linear = Linear(40, 48, 24, "tf32", activation, gated)
-        np.testing.assert_array_equal(linear.run(round_y=1), tf32(linear.run()))
+        np.testing.assert_array_equal(linear.run(round_y=1), rounded(linear.run(), "tf32"))
 
 
 @pytest.mark.parametrize("y_type", ["float32", "float16", "bfloat16"])

@@ -125,10 +125,9 @@ Status run_layout(const GemmCall& call, int64_t* floats) {
                                         : 4,
                          3, kNarrow ? 2 : 1, kPrecision>;
   using Small = GemmTile<T, T, kMajorA, kMajorB, 64, 64, 2, 2, 3, kNarrow ? 3 : 2, kPrecision>;
-  bool large = call.tiles == GemmTiles::large;
+  bool large = call.tiles != GemmTiles::small;
   if (call.tiles == GemmTiles::automatic)
-    large = gemm_cycles<Large>(*traits, call.m, call.n, call.k, call.batch) <=
-            gemm_cycles<Small>(*traits, call.m, call.n, call.k, call.batch);
+    large = gemm_choose<Large, Small>(*traits, call.m, call.n, call.k, call.batch) == 0;
   return large ? run_tile<Large, T>(call, *traits, floats) : run_tile<Small, T>(call, *traits, floats);
 }
 

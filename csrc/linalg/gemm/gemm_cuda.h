@@ -15,7 +15,7 @@ namespace dvt::cuda {
 enum class GemmType { float16, bfloat16, tf32, float32 };
 
 // Which tiles C is cut into: the faster by count, or always the same ones (for tests).
-enum class GemmTiles { automatic, large, small };
+enum class GemmTiles { automatic, large, middle, small };
 
 struct GemmCall {
   GemmType type = GemmType::float32;

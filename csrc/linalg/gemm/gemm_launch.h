@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 
 #include "cuda/runtime.h"
 #include "linalg/gemm/gemm.cuh"
@@ -34,6 +35,13 @@ double gemm_cycles(const DeviceTraits& traits, int64_t m, int64_t n, int64_t k, 
   if (Tile::kSharedBytes > static_cast<int64_t>(traits.shared_per_block)) return 1e30;
   return static_cast<double>(ceil_div(batch * gemm_tiles<Tile>(m, n), traits.multiprocessors)) *
          gemm_tile_cycles<Tile>(k);
+}
+
+// Which of some tiles takes the fewest cycles: its place among them, the first of equals.
+template <class... Tiles>
+int gemm_choose(const DeviceTraits& traits, int64_t m, int64_t n, int64_t k, int64_t batch = 1) {
+  const double cycles[] = {gemm_cycles<Tiles>(traits, m, n, k, batch)...};
+  return static_cast<int>(std::min_element(std::begin(cycles), std::end(cycles)) - std::begin(cycles));
 }
 
 // Into how many parts to cut K so that all SMs work: each of at least 4 stages, no more than 32.

@@ -97,7 +97,7 @@ Status parse_type(const std::string& name, LinearType* type) {
 }
 
 // x [rows, x_stride], weight [out or 2 out, weight_stride] as packed, y [rows, y_stride]; bias, residual, not_finite
-// where wanted. Numbers: in, out, gated, round_y, portable (not Hopper's kernels); words: type, activation.
+// where wanted. Numbers: in, out, gated, round_y, portable (not Hopper's kernels); words: type, activation, tiles.
 Status linear_op(OpCall& op) {
   LinearCudaCall call;
   DVT_RETURN_IF_ERROR(parse_type(op.word("type", "bfloat16"), &call.type));
@@ -150,6 +150,10 @@ Status linear_op(OpCall& op) {
   const std::string activation = op.word("activation", "none");
   call.activate = activation != "none";
   if (call.activate) DVT_RETURN_IF_ERROR(parse_activation(activation, &call.activation));
+  const std::string tiles = op.word("tiles");
+  if (tiles == "large") call.tiles = GemmTiles::large;
+  if (tiles == "middle") call.tiles = GemmTiles::middle;
+  if (tiles == "small") call.tiles = GemmTiles::small;
   call.overlap = op.number("overlap") != 0;
   call.stream = static_cast<cudaStream_t>(op.stream);
   if (op.number("portable") == 0) return linear_forward(call);

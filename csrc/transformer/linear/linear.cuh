@@ -2,10 +2,8 @@
 // linear_<type>.cu files instantiate.
 //
 // FLOP: 2 rows in out. Bytes from and to memory, counted once: size (rows in + out in) + rows out of y (and of the
-// residual, 4 each). On a device with 132 multiprocessors (counted, not measured; products of 128 x 128 take 16
-// cycles a step of K on mma.sync where the tensor cores do 1024 a cycle): C = 768, 1369 tokens: qkv 198 tiles of
-// 128 x 128, 2 waves at 1 a multiprocessor or one at 2; proj and fc2 264 of 64 x 64, 2 a multiprocessor; fc1 264 of
-// 128 x 128.
+// residual, 4 each). Tiles, by gemm_cycles: for C = 768 and 1369 tokens on 132 multiprocessors the projection and fc2
+// are 132 tiles of 128 x 64, one each; qkv 396 of them, three each; fc1 264 of 128 x 128, two each.
 #pragma once
 
 #include "cuda/vectors.cuh"
@@ -197,11 +195,13 @@ Status run_kind(const LinearCudaCall& call, const DeviceTraits& traits) {
   constexpr bool kCompensated = kPrecision == Precision::compensated, kNarrow = sizeof(T) == 2;
   using Large = GemmTile<T, T, Major::k, Major::k, 128, kCompensated ? 64 : 128, kCompensated ? 4 : 2,
                          kNarrow || kCompensated ? 2 : 4, 3, kNarrow ? 2 : 1, kPrecision>;
+  using Middle = std::conditional_t<kCompensated, Large,
+                                    GemmTile<T, T, Major::k, Major::k, 128, 64, 2, 2, 3, kNarrow ? 3 : 2, kPrecision>>;
   using Small = GemmTile<T, T, Major::k, Major::k, 64, 64, 2, 2, 3, kNarrow ? 3 : 2, kPrecision>;
-  const int64_t n = linear_weight_rows(call.out, call.gated);
-  const bool large =
-      gemm_cycles<Large>(traits, call.rows, n, call.in) <= gemm_cycles<Small>(traits, call.rows, n, call.in);
-  return large ? run<Large, T, kKind>(call) : run<Small, T, kKind>(call);
+  int tile = static_cast<int>(call.tiles) - static_cast<int>(GemmTiles::large);
+  if (call.tiles == GemmTiles::automatic)
+    tile = gemm_choose<Large, Middle, Small>(traits, call.rows, linear_weight_rows(call.out, call.gated), call.in);
+  return tile == 0 ? run<Large, T, kKind>(call) : tile == 1 ? run<Middle, T, kKind>(call) : run<Small, T, kKind>(call);
 }
 
 }  // namespace linear_detail

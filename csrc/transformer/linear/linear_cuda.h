@@ -11,6 +11,7 @@
 
 #include "core/status.h"
 #include "core/tensor.h"
+#include "linalg/gemm/gemm_cuda.h"
 #include "transformer/activation/activation.h"
 
 namespace dvt::cuda {
@@ -41,10 +42,11 @@ struct LinearCudaCall {
   int64_t residual_stride = 0;
   void* y = nullptr;  // [rows, y_stride]
   int64_t y_stride = 0;
-  Dtype y_type = Dtype::float32;   // any floating type where not activated, else that of x
-  bool round_y = false;            // float32 y: rounded to tf32, for a product of that type
-  uint32_t* not_finite = nullptr;  // |= 1 where a number of y is NaN or infinite; only where not activated
-  bool overlap = false;            // may start before the kernel before it ends; weights are read before that
+  Dtype y_type = Dtype::float32;           // any floating type where not activated, else that of x
+  bool round_y = false;                    // float32 y: rounded to tf32, for a product of that type
+  uint32_t* not_finite = nullptr;          // |= 1 where a number of y is NaN or infinite; only where not activated
+  GemmTiles tiles = GemmTiles::automatic;  // of the portable kernels
+  bool overlap = false;                    // may start before the kernel before it ends; weights are read before that
   cudaStream_t stream = nullptr;
 };
 
