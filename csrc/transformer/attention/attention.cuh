@@ -64,6 +64,8 @@ struct NarrowMath {
   struct B {
     uint32_t v[2];
   };
+  template <class Queries>
+  static DVT_DEVICE void forget(Queries&) {}
   // Of row-major queries; rows from `rows` on are zero.
   static DVT_DEVICE A load_queries(const T* q, int64_t stride, int rows, int k) {
     const int lane = ptx::lane_id(), group = lane / 4, quad = lane % 4;
@@ -123,6 +125,17 @@ struct AttentionMath<tf32, kThree> {
   struct B {
     float v[2];
   };
+  // Parts of the queries are made in each tile of keys anew: those of all steps at once are more than registers hold.
+  template <int kMTiles, int kSteps>
+  static DVT_DEVICE void forget(A (&queries)[kMTiles][kSteps]) {
+    if (!kThree) return;
+#pragma unroll
+    for (int m = 0; m < kMTiles; ++m)
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) ptx::forget(queries[m][step].v[i]);
+  }
   static DVT_DEVICE A load_queries(const T* q, int64_t stride, int rows, int k) {
     const int lane = ptx::lane_id(), group = lane / 4, quad = lane % 4;
     A a;
@@ -405,6 +418,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1) attention_kernel(AttentionA
     ptx::copy_async_wait<0>();
     split_barrier<Tile>(split);  // this tile is there, and all are done with the other stage
     load(tile + Tile::kSplits, stage ^ 1);
+    Math::forget(queries);
     const T* keys = tiles + stage * 2 * Tile::kTile;
     attend<Tile, Math>(queries, keys, keys + Tile::kTile, call.tokens - tile * Tile::kKeys, sums);
   }
