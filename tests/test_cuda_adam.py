@@ -106,3 +106,34 @@ def test_long_replay_past_the_end_of_the_bias_correction():
         theirs.step(np.array(chosen, np.uint32), gradient, t)
     for a, b in zip(ours.flushed(steps), theirs.flushed(steps)):
         np.testing.assert_array_equal(a, b)
+
+
+def test_roots_and_quotients_of_the_short_way_are_correctly_rounded(cuda):
+    """Replay takes it for all operands of ordinary size; on the device it is not the compiler's own division."""
+    rng = np.random.default_rng(0)
+    n = 2000 if cuda.emulated else 4_000_000
+    a, y = (
+        np.ldexp(1 + rng.random(n), rng.integers(*exponents, n)).astype(np.float32)
+        for exponents in ((-75, 60), (-50, 31))
+    )
+    a *= rng.choice([-1, 1], n).astype(np.float32)
+    got = run_op("ordinary_arithmetic", {"a": a, "y": y}, dict.fromkeys(("roots", "quotients"), ((n,), "float32")))
+    np.testing.assert_array_equal(got["quotients"], a / y)
+    np.testing.assert_array_equal(got["roots"], np.sqrt(y))
+
+
+def test_replay_of_extreme_values_is_the_cpus():
+    """Entries whose moments are zero, subnormal or huge leave the short way."""
+    steps = 6
+    params = np.array([[0, 1e-30, 1e-22, 1e-4], [1, -1e10, 1e20, -1e-12], [3e-39, -0.0, 1e30, 7]], np.float32)
+    lr = [1e-2] * steps
+    for weight_decay in (1e-5, 0.0):
+        ours, theirs = (
+            DeviceLazyAdam(params, lr, weight_decay),
+            _native.LazyAdam(params, lr, **(OPTIONS | {"weight_decay": weight_decay})),
+        )
+        gradient = np.array([[0, 1e-25, 1e10, 1e-3]], np.float32)
+        for lazy in (ours, theirs):
+            lazy.step(np.array([1], np.uint32), gradient, 2)
+        for a, b in zip(ours.flushed(steps), theirs.flushed(steps)):
+            np.testing.assert_array_equal(a, b)

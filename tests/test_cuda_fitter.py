@@ -7,7 +7,7 @@ import pytest
 
 from cuda_samples import run_op, stored
 from dvt_fast import _native
-from dvt_fast.errors import InputError, NonFiniteError
+from dvt_fast.errors import Cancelled, InputError, NonFiniteError
 from dvt_fast.solvers.hashgrid import HashgridOptions
 from test_hashgrid_fitter import make_model, train
 
@@ -238,6 +238,31 @@ def test_planted_problem_reaches_the_cpus_score():
     for compute in ("tf32", "bfloat16"):
         got = fit(options, data=data, compute=compute)
         assert (score(got["semantics"], got["artifact_map"]) > expected - 0.02).all(), compute
+
+
+def test_progress_is_reported_between_graphs_and_can_cancel():
+    def make():
+        return _native.CudaHashgridFitter(*problem(), SMALL.native(), deterministic=True, graph_steps=2)
+
+    calls, whole = [], make()
+    whole.run(12, report_every=1, progress=lambda step, steps, loss: calls.append((step, steps, loss)))
+    assert [call[:2] for call in calls] == [(step, 12) for step in (2, 4, 6, 8, 10, 12)]
+    np.testing.assert_allclose([call[2] for call in calls], whole.loss_history[1::2], rtol=1e-6)
+    assert whole.device_bytes > 4 * 3 * sum(len(values) for values in whole.parameters().values())
+
+    stopped = make()
+    with pytest.raises(Cancelled, match="cancelled at step 4 of 12"):
+        stopped.run(12, report_every=1, progress=lambda step, steps, loss: step < 4)
+    assert 4 <= stopped.step < 12 and len(stopped.loss_history) == stopped.step  # one more graph was on its way
+    stopped.run(12)
+    assert stopped.step == 12
+    for name, expected in whole.parameters().items():
+        np.testing.assert_array_equal(stopped.parameters()[name], expected, err_msg=name)
+    points = problem()[1][-1].reshape(-1, 2)
+    semantics = whole.decomposition()[0].reshape(-1, CHANNELS)
+    np.testing.assert_array_equal(whole.query(points), semantics)
+    few = np.concatenate([points] * 2)[:70]  # more than a batch
+    np.testing.assert_array_equal(whole.query(few)[: len(points)], semantics)
 
 
 def test_bad_numbers_are_named_as_the_cpu_names_them():

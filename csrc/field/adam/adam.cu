@@ -105,8 +105,31 @@ Status lazy_adam_op(OpCall& call) {
                           static_cast<cudaStream_t>(call.stream));
 }
 
+__global__ void ordinary_arithmetic_kernel(const float* a, const float* y, int64_t n, float* roots, float* quotients) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= n) return;
+  roots[i] = ptx::sqrt_ordinary(y[i]);
+  quotients[i] = ptx::divide_ordinary(a[i], y[i]);
+}
+
+// a, y [n] -> roots of y and quotients a / y: what replay takes for correctly rounded.
+Status ordinary_arithmetic_op(OpCall& call) {
+  const OpTensor *a, *y, *roots, *quotients;
+  DVT_RETURN_IF_ERROR(call.tensor("a", OpType::float32, &a));
+  DVT_RETURN_IF_ERROR(call.tensor("y", OpType::float32, &y));
+  DVT_RETURN_IF_ERROR(call.tensor("roots", OpType::float32, &roots));
+  DVT_RETURN_IF_ERROR(call.tensor("quotients", OpType::float32, &quotients));
+  Launch how;
+  how.grid = dim3(static_cast<unsigned>(ceil_div(a->count(), kThreads)));
+  how.block = dim3(kThreads);
+  how.stream = static_cast<cudaStream_t>(call.stream);
+  return launch("ordinary_arithmetic", ordinary_arithmetic_kernel, how, a->as<float>(), y->as<float>(), a->count(),
+                roots->as<float>(), quotients->as<float>());
+}
+
 }  // namespace
 
+DVT_CUDA_OP("ordinary_arithmetic", ordinary_arithmetic_op)
 DVT_CUDA_OP("adam_update", adam_op)
 DVT_CUDA_OP("lazy_adam_update", lazy_adam_op)
 

@@ -1,5 +1,6 @@
 // Streams that branch and join: how a step says what may run beside what. Captured into a graph the branches become its
-// edges; enqueued directly they are what they look like.
+// edges; enqueued directly they are what they look like. Where both want the device, what the step waits for goes
+// first: the main stream and critical branches have the higher priority, which graphs keep.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,9 +26,12 @@ class FitStream {
   }
 
   Status create() {
-    DVT_CUDA(cudaStreamCreateWithFlags(&main_, cudaStreamNonBlocking), "making a stream");
-    for (cudaStream_t& side : sides_)
-      DVT_CUDA(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking), "making a stream");
+    int least = 0, greatest = 0;
+    DVT_CUDA(cudaDeviceGetStreamPriorityRange(&least, &greatest), "reading the priorities of streams");
+    DVT_CUDA(cudaStreamCreateWithPriority(&main_, cudaStreamNonBlocking, greatest), "making a stream");
+    for (int i = 0; i < kSides; ++i)
+      DVT_CUDA(cudaStreamCreateWithPriority(&sides_[i], cudaStreamNonBlocking, i < kCritical ? greatest : least),
+               "making a stream");
     for (cudaEvent_t& event : events_)
       DVT_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
     return Status();
@@ -36,10 +40,14 @@ class FitStream {
   cudaStream_t main() const { return main_; }
 
   // A stream that goes on from where `from` is now.
-  Status branch(cudaStream_t from, cudaStream_t* out) {
-    if (used_ == kSides) return Status(StatusCode::internal, "a step has too many branches");
-    *out = sides_[used_++];
-    return after(*out, from);
+  Status branch(cudaStream_t from, cudaStream_t* out, bool critical = false) {
+    for (int i = critical ? 0 : kCritical; i < (critical ? kCritical : kSides); ++i) {
+      if (used_[i]) continue;
+      used_[i] = true;
+      *out = sides_[i];
+      return after(*out, from);
+    }
+    return Status(StatusCode::internal, "a step has too many branches");
   }
   // What `stream` does next waits for what `other` has been given.
   Status after(cudaStream_t stream, cudaStream_t other) {
@@ -49,16 +57,23 @@ class FitStream {
   }
   // The main stream waits for all branches, which may be taken again.
   Status join() {
-    for (; used_ > 0; --used_) DVT_RETURN_IF_ERROR(after(main_, sides_[used_ - 1]));
+    for (int i = 0; i < kSides; ++i) {
+      if (!used_[i]) continue;
+      used_[i] = false;
+      DVT_RETURN_IF_ERROR(after(main_, sides_[i]));
+    }
     return Status();
   }
-  void forget() { used_ = 0; }  // after a capture that failed
+  // After a capture that failed.
+  void forget() {
+    for (bool& used : used_) used = false;
+  }
 
  private:
-  static constexpr int kSides = 8, kEvents = 32;
+  static constexpr int kCritical = 2, kSides = 8, kEvents = 32;
   cudaStream_t main_ = nullptr, sides_[kSides] = {};
   cudaEvent_t events_[kEvents] = {};
-  int used_ = 0;
+  bool used_[kSides] = {};
   unsigned next_event_ = 0;
 };
 

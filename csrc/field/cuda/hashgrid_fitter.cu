@@ -258,7 +258,7 @@ Status HashgridFit::enqueue_forward(int offset, bool second_phase) {
   const int64_t n = batch_.n;
   cudaStream_t side = nullptr;
   if (second_phase) {
-    DVT_RETURN_IF_ERROR(stream_.branch(main, &side));
+    DVT_RETURN_IF_ERROR(stream_.branch(main, &side, true));
     DVT_RETURN_IF_ERROR(gather_batch(bank_, batch_, offset, operand_, raw_, ld(), side));
     DVT_RETURN_IF_ERROR(mlp_layer_forward(residual_, 0, raw_, n, residual_hidden_[0], side));
     DVT_RETURN_IF_ERROR(mlp_layer_forward(residual_, 1, residual_hidden_[0], n, residual_hidden_[1], side));
@@ -289,7 +289,7 @@ Status HashgridFit::enqueue_step(int offset, bool second_phase, bool prepare_nex
 
   if (second_phase) {
     cudaStream_t chain, weights;
-    DVT_RETURN_IF_ERROR(stream_.branch(main, &chain));
+    DVT_RETURN_IF_ERROR(stream_.branch(main, &chain, true));
     DVT_RETURN_IF_ERROR(mlp_layer_backward(residual_, 2, d_h_, residual_hidden_[1], n, d_residual_hidden_[1], chain));
     DVT_RETURN_IF_ERROR(stream_.branch(chain, &weights));
     DVT_RETURN_IF_ERROR(mlp_layer_update(residual_, 2, d_h_, residual_hidden_[1], n, clock_, offset, weights));
@@ -420,7 +420,8 @@ Status HashgridFit::advance(int64_t report_every, const Progress& progress, bool
       const Pending oldest = pending_.front();
       pending_.erase(pending_.begin());
       DVT_RETURN_IF_ERROR(look(oldest));
-      const bool due = step_ / report_every > reported_ / report_every || step_ == recipe_.options.steps;
+      const int64_t every = std::max<int64_t>(1, report_every);
+      const bool due = step_ / every > reported_ / every || step_ == recipe_.options.steps;
       if (due) {
         reported_ = step_;
         if (progress && !progress(step_, recipe_.options.steps, losses_.total(recipe_.options.loss)))
