@@ -251,6 +251,16 @@ def test_same_bits_twice(cuda):
     assert np.array_equal(first[0], second[0]) and np.array_equal(first[1], second[1])
 
 
+def test_the_order_of_threads_changes_no_bit(emulator):
+    features, coords, *_ = small(views=7, channels=6, noise=0.2)
+    results = []
+    for seed, threads in ((0, 1), (1, 1), (2, 2)):
+        emulator.set(SEED=seed, THREADS=threads)
+        results.append(on_device(features, coords, (6, 6), residual=1))
+    for nodes, artifacts, _ in results[1:]:
+        assert np.array_equal(nodes, results[0][0]) and np.array_equal(artifacts, results[0][1])
+
+
 def test_outlier_tokens_lose_their_say(cuda):
     features, coords = with_giants(views=12)
     expected = on_cpu(features, coords, (10, 10))

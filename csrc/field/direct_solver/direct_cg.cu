@@ -7,6 +7,7 @@
 namespace dvt::cuda {
 namespace {
 
+constexpr int kThreads = 768;           // with 80 registers each
 constexpr int kDegree = 6;              // of the Chebyshev polynomial
 constexpr float kEigenvalueRatio = 20;  // between the ends of its interval
 constexpr float kLargestDirection = 16;
@@ -25,23 +26,32 @@ DVT_DEVICE Values<kWidth> zero_values() {
   return z;
 }
 
+// The stencil's numbers for one node: its own four and those that three of its neighbours keep for it.
 struct Coefficients {
-  float right, lower_left, lower, lower_right;
+  float right, lower_left, lower, lower_right, left, upper_right, upper_left;
 };
-DVT_DEVICE Coefficients load_coefficients(const float* p) {
-  const float4 v = *reinterpret_cast<const float4*>(p);
-  return {v.x, v.y, v.z, v.w};
+DVT_DEVICE Coefficients load_coefficients(const float* p, int node, int nx) {
+  const float4 v = *reinterpret_cast<const float4*>(p + 4 * node);
+  return {v.x, v.y, v.z, v.w, p[4 * (node - 1)], p[4 * (node - nx + 1) + 1], p[4 * (node - nx - 1) + 3]};
 }
-DVT_DEVICE Coefficients load_coefficients(const f16* p) {
-  const uint2 v = *reinterpret_cast<const uint2*>(p);
+DVT_DEVICE Coefficients load_coefficients(const f16* p, int node, int nx) {
+  const uint2 v = *reinterpret_cast<const uint2*>(p + 4 * node);
   const float2 a = unpack2<f16>(v.x), b = unpack2<f16>(v.y);
-  return {a.x, a.y, b.x, b.y};
+  return {a.x,
+          a.y,
+          b.x,
+          b.y,
+          to_float(p[4 * (node - 1)]),
+          to_float(p[4 * (node - nx + 1) + 1]),
+          to_float(p[4 * (node - nx - 1) + 3])};
 }
 
-// Calls body(node, x[node], sum over the neighbours of coefficient * x) for every node, which belongs to one thread. A
-// thread goes down a column and keeps three rows of three nodes. x and coefficients have zeros around them.
-template <int kWidth, class C, class Body>
-DVT_DEVICE void for_stencil(GridShape grid, const C* coefficients, const Values<kWidth>* x, const Body& body) {
+// Calls body(node, x[node], sum over the neighbours of coefficient * x, load(node)) for every node, which belongs to
+// one thread. A thread goes down a column and keeps three rows of three nodes; what comes from global memory is fetched
+// a row ahead. x and coefficients have zeros around them.
+template <int kWidth, class C, class Load, class Body>
+DVT_DEVICE void for_stencil(GridShape grid, const C* coefficients, const Values<kWidth>* x, const Load& load,
+                            const Body& body) {
   using V = Values<kWidth>;
   const int nx = static_cast<int>(grid.nx), ny = static_cast<int>(grid.ny), threads = blockDim.x;
   const int pieces = max(1, min(ny, threads / nx)), rows = (ny + pieces - 1) / pieces;
@@ -49,26 +59,65 @@ DVT_DEVICE void for_stencil(GridShape grid, const C* coefficients, const Values<
     const int column = item % nx, from = item / nx * rows, to = min(ny, from + rows);
     if (from >= to) continue;
     int node = from * nx + column;
+    Coefficients next = load_coefficients(coefficients, node, nx);
+    auto loaded_next = load(node);
+    float upper = to_float(coefficients[4 * (node - nx) + 2]);
     V ul = x[node - nx - 1], uc = x[node - nx], ur = x[node - nx + 1];
     V ml = x[node - 1], mc = x[node], mr = x[node + 1];
-    float upper = to_float(coefficients[4 * (node - nx) + 2]);
     for (int row = from; row < to; ++row, node += nx) {
+      const Coefficients k = next;
+      const auto loaded = loaded_next;
+      if (row + 1 < to) {
+        next = load_coefficients(coefficients, node + nx, nx);
+        loaded_next = load(node + nx);
+      }
       const V dl = x[node + nx - 1], dc = x[node + nx], dr = x[node + nx + 1];
-      const Coefficients k = load_coefficients(coefficients + 4 * node);
-      const float left = to_float(coefficients[4 * (node - 1)]);
-      const float upper_right = to_float(coefficients[4 * (node - nx + 1) + 1]);
-      const float upper_left = to_float(coefficients[4 * (node - nx - 1) + 3]);
       V sum;
 #pragma unroll
       for (int w = 0; w < kWidth; ++w)
-        sum.v[w] = k.right * mr.v[w] + left * ml.v[w] + k.lower * dc.v[w] + upper * uc.v[w] + k.lower_right * dr.v[w] +
-                   upper_left * ul.v[w] + k.lower_left * dl.v[w] + upper_right * ur.v[w];
-      body(node, mc, sum);
+        sum.v[w] = k.right * mr.v[w] + k.left * ml.v[w] + k.lower * dc.v[w] + upper * uc.v[w] +
+                   k.lower_right * dr.v[w] + k.upper_left * ul.v[w] + k.lower_left * dl.v[w] + k.upper_right * ur.v[w];
+      body(node, mc, sum, loaded);
       ul = ml, uc = mc, ur = mr, ml = dl, mc = dc, mr = dr;
       upper = k.lower;
     }
   }
 }
+
+// Calls use(node, load(node)) for every node, with the loads of kAtOnce nodes of a thread on their way together.
+template <int kAtOnce, class Load, class Use>
+DVT_DEVICE void for_nodes(int nodes, const Load& load, const Use& use) {
+  const int threads = blockDim.x;
+  for (int first = threadIdx.x; first < nodes; first += kAtOnce * threads) {
+    decltype(load(0)) loaded[kAtOnce];
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k)
+      if (first + k * threads < nodes) loaded[k] = load(first + k * threads);
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k)
+      if (first + k * threads < nodes) use(first + k * threads, loaded[k]);
+  }
+}
+
+// One node of the channel-major vectors that start at p.
+template <int kWidth>
+DVT_DEVICE Values<kWidth> read(const float* p, int64_t stride, int node) {
+  Values<kWidth> v;
+#pragma unroll
+  for (int w = 0; w < kWidth; ++w) v.v[w] = p[w * stride + node];
+  return v;
+}
+template <int kWidth>
+DVT_DEVICE Values<kWidth> read(const f16* p, int64_t stride, int node) {
+  Values<kWidth> v;
+#pragma unroll
+  for (int w = 0; w < kWidth; ++w) v.v[w] = to_float(p[w * stride + node]);
+  return v;
+}
+template <int kWidth>
+struct Pair {
+  Values<kWidth> a, b;
+};
 
 // The block's two arrays over nodes, in shared memory or, for large grids, in its own part of the scratch.
 template <int kWidth>
@@ -89,32 +138,39 @@ DVT_DEVICE Buffers<kWidth> buffers(const CgVectors& s, float* sums) {
 }
 
 // z = Chebyshev(S K S) r: z_1 = r / theta, z_(k+1) = z_k + rho rho' (z_k - z_(k-1)) + 2 rho' / delta (r - S K S z_k).
-// From a barrier to one, after which z is in one of the buffers, which is returned; the other is free.
-template <int kWidth>
-DVT_DEVICE Values<kWidth>* precondition(const CgVectors& s, const float* r, Buffers<kWidth> buffer) {
-  const GridShape grid = s.stencil.grid;
-  const int nodes = static_cast<int>(nodes_of(grid));
+struct Chebyshev {
+  float theta, delta;
+};
+DVT_DEVICE Chebyshev chebyshev(const CgVectors& s) {
   const float high = *s.stencil.bound, low = high / kEigenvalueRatio;
-  const float theta = (high + low) / 2, delta = (high - low) / 2, sigma = theta / delta;
+  return {(high + low) / 2, (high - low) / 2};
+}
+// The caller has put z_1 and z_0 = 0 into the buffers. From a barrier to one, after which z is in the buffer that is
+// returned and the other is free; dot gets this thread's part of r z.
+template <int kWidth>
+DVT_DEVICE Values<kWidth>* precondition(const CgVectors& s, const Chebyshev& c, const float* r, Buffers<kWidth> buffer,
+                                        float (&dot)[kWidth]) {
+  const float sigma = c.theta / c.delta;
   float rho = 1 / sigma;
   Values<kWidth>*z = buffer.a, *before = buffer.b;
-  for (int i = threadIdx.x; i < nodes; i += blockDim.x) {
-#pragma unroll
-    for (int w = 0; w < kWidth; ++w) z[i].v[w] = r[w * s.stride + i] / theta;
-    before[i] = zero_values<kWidth>();
-  }
+  const f16* rounded = reinterpret_cast<const f16*>(s.stencil.rounded) + 4 * (s.stencil.grid.nx + 1);
   __syncthreads();
-  const f16* rounded = reinterpret_cast<const f16*>(s.stencil.rounded) + 4 * (grid.nx + 1);
+#pragma unroll 1
   for (int k = 1; k < kDegree; ++k) {
-    const float next = 1 / (2 * sigma - rho), momentum = next * rho, step = 2 * next / delta;
+    const float next = 1 / (2 * sigma - rho), momentum = next * rho, step = 2 * next / c.delta;
     rho = next;
-    for_stencil<kWidth>(grid, rounded, z, [&](int node, const Values<kWidth>& x, const Values<kWidth>& sum) {
-      Values<kWidth> y = before[node];
+    const bool last = k + 1 == kDegree;
+    for_stencil<kWidth>(
+        s.stencil.grid, rounded, z, [&](int node) { return read<kWidth>(r, s.stride, node); },
+        [&](int node, const Values<kWidth>& x, const Values<kWidth>& sum, const Values<kWidth>& right) {
+          Values<kWidth> y = before[node];
 #pragma unroll
-      for (int w = 0; w < kWidth; ++w)
-        y.v[w] = x.v[w] + momentum * (x.v[w] - y.v[w]) + step * (r[w * s.stride + node] - x.v[w] - sum.v[w]);
-      before[node] = y;
-    });
+          for (int w = 0; w < kWidth; ++w) {
+            y.v[w] = x.v[w] + momentum * (x.v[w] - y.v[w]) + step * (right.v[w] - x.v[w] - sum.v[w]);
+            if (last) dot[w] += right.v[w] * y.v[w];
+          }
+          before[node] = y;
+        });
     __syncthreads();
     Values<kWidth>* swap = z;
     z = before, before = swap;
@@ -165,23 +221,31 @@ DVT_DEVICE void give_up(const CgVectors& s, int64_t channel, const float (&rz)[k
 }
 
 template <int kWidth>
-__global__ void __launch_bounds__(1024) cg_start_kernel(CgVectors s, bool from_guess, float tolerance) {
+__global__ void __launch_bounds__(kThreads) cg_start_kernel(CgVectors s, bool from_guess, float tolerance) {
   float* sums = &ptx::shared<float>();
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kWidth;
   const int nodes = static_cast<int>(nodes_of(s.stencil.grid));
   float* x = s.x + channel * s.stride;
   const float* r = s.r + channel * s.stride;
   const Buffers<kWidth> buffer = buffers<kWidth>(s, sums);
-  Values<kWidth>* z = precondition(s, r, buffer);
+  const Chebyshev c = chebyshev(s);
+  for_nodes<4>(
+      nodes, [&](int i) { return read<kWidth>(r, s.stride, i); },
+      [&](int i, const Values<kWidth>& right) {
+        for (int w = 0; w < kWidth; ++w) buffer.a[i].v[w] = right.v[w] / c.theta;
+        buffer.b[i] = zero_values<kWidth>();
+      });
   float dot[kWidth] = {}, largest[kWidth] = {};
-  for (int i = threadIdx.x; i < nodes; i += blockDim.x)
-    for (int w = 0; w < kWidth; ++w) {
-      dot[w] += r[w * s.stride + i] * z[i].v[w];
-      float& guess = x[w * s.stride + i];
-      if (from_guess) z[i].v[w] = guess;
-      guess = 0;
-      largest[w] = fmaxf(largest[w], fabsf(z[i].v[w]));
-    }
+  Values<kWidth>* z = precondition(s, c, r, buffer, dot);
+  for_nodes<4>(
+      nodes, [&](int i) { return read<kWidth>(x, s.stride, i); },
+      [&](int i, const Values<kWidth>& guess) {
+        for (int w = 0; w < kWidth; ++w) {
+          if (from_guess) z[i].v[w] = guess.v[w];
+          x[w * s.stride + i] = 0;
+          largest[w] = fmaxf(largest[w], fabsf(z[i].v[w]));
+        }
+      });
   block_sum(dot, sums);
   store_direction(s, channel, z, largest, sums);
   give_up(s, channel, dot);
@@ -196,7 +260,7 @@ __global__ void __launch_bounds__(1024) cg_start_kernel(CgVectors s, bool from_g
 }
 
 template <int kWidth>
-__global__ void __launch_bounds__(1024) cg_step_kernel(CgVectors s, bool whole_step, uint32_t number) {
+__global__ void __launch_bounds__(kThreads) cg_step_kernel(CgVectors s, bool whole_step, uint32_t number) {
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kWidth;
   bool all_done = true;
   for (int w = 0; w < kWidth; ++w) all_done = all_done && s.done[channel + w];
@@ -209,49 +273,63 @@ __global__ void __launch_bounds__(1024) cg_step_kernel(CgVectors s, bool whole_s
   const float* u = s.u ? s.u + channel * s.stride : nullptr;
   const f16* direction = reinterpret_cast<const f16*>(s.p) + channel * s.stride;
   const Buffers<kWidth> buffer = buffers<kWidth>(s, sums);
-  float scale[kWidth], rz[kWidth];
-  for (int w = 0; w < kWidth; ++w) scale[w] = s.p_scale[channel + w], rz[w] = s.rz[channel + w];
 
   // q = (S K S - E' E'^T) p
   Values<kWidth>*p = buffer.a, *q = buffer.b;
-  for (int i = threadIdx.x; i < nodes; i += blockDim.x)
-    for (int w = 0; w < kWidth; ++w) p[i].v[w] = to_float(direction[w * s.stride + i]) * scale[w];
+  const auto read_direction = [&](int i) { return read<kWidth>(direction, s.stride, i); };
+  float scale[kWidth];
+  for (int w = 0; w < kWidth; ++w) scale[w] = s.p_scale[channel + w];
+  for_nodes<8>(nodes, read_direction, [&](int i, const Values<kWidth>& stored) {
+    for (int w = 0; w < kWidth; ++w) p[i].v[w] = stored.v[w] * scale[w];
+  });
   __syncthreads();
   float dots[2 * kWidth] = {};
-  const float* coefficients = s.stencil.coefficients + 4 * (grid.nx + 1);
-  for_stencil<kWidth>(grid, coefficients, p, [&](int node, const Values<kWidth>& mine, const Values<kWidth>& sum) {
-    Values<kWidth> value;
+  for_stencil<kWidth>(
+      grid, s.stencil.coefficients + 4 * (grid.nx + 1), p,
+      [&](int node) {
+        return Pair<kWidth>{u ? read<kWidth>(u, s.stride, node) : zero_values<kWidth>(),
+                            read<kWidth>(r, s.stride, node)};
+      },
+      [&](int node, const Values<kWidth>& mine, const Values<kWidth>& sum, const Pair<kWidth>& coupled_and_r) {
+        Values<kWidth> value;
 #pragma unroll
-    for (int w = 0; w < kWidth; ++w) {
-      value.v[w] = mine.v[w] + sum.v[w];
-      if (u) value.v[w] -= u[w * s.stride + node];
-      dots[2 * w] += mine.v[w] * value.v[w];
-      dots[2 * w + 1] += mine.v[w] * r[w * s.stride + node];
-    }
-    q[node] = value;
-  });
+        for (int w = 0; w < kWidth; ++w) {
+          value.v[w] = mine.v[w] + sum.v[w] - coupled_and_r.a.v[w];
+          dots[2 * w] += mine.v[w] * value.v[w];
+          dots[2 * w + 1] += mine.v[w] * coupled_and_r.b.v[w];
+        }
+        q[node] = value;
+      });
   block_sum(dots, sums);
   float alpha[kWidth];
   for (int w = 0; w < kWidth; ++w)
     alpha[w] = s.done[channel + w] ? 0.0f : whole_step ? 1.0f : dots[2 * w] > 0 ? dots[2 * w + 1] / dots[2 * w] : 0.0f;
-  for (int i = threadIdx.x; i < nodes; i += blockDim.x)
-    for (int w = 0; w < kWidth; ++w) {
-      x[w * s.stride + i] += alpha[w] * p[i].v[w];
-      r[w * s.stride + i] -= alpha[w] * q[i].v[w];
-    }
-  __syncthreads();
-
-  Values<kWidth>* z = precondition(s, r, buffer);
+  // x and r, and in the place of p and q the start of the polynomial.
+  const Chebyshev c = chebyshev(s);
+  for_nodes<4>(
+      nodes, [&](int i) { return Pair<kWidth>{read<kWidth>(x, s.stride, i), read<kWidth>(r, s.stride, i)}; },
+      [&](int i, const Pair<kWidth>& x_and_r) {
+        for (int w = 0; w < kWidth; ++w) {
+          const float right = x_and_r.b.v[w] - alpha[w] * q[i].v[w];
+          x[w * s.stride + i] = x_and_r.a.v[w] + alpha[w] * p[i].v[w];
+          r[w * s.stride + i] = right;
+          p[i].v[w] = right / c.theta;
+        }
+        q[i] = zero_values<kWidth>();
+      });
   float next[kWidth] = {}, beta[kWidth], largest[kWidth] = {};
-  for (int i = threadIdx.x; i < nodes; i += blockDim.x)
-    for (int w = 0; w < kWidth; ++w) next[w] += r[w * s.stride + i] * z[i].v[w];
+  Values<kWidth>* z = precondition(s, c, r, buffer, next);
   block_sum(next, sums);
-  for (int w = 0; w < kWidth; ++w) beta[w] = !whole_step && rz[w] > 0 ? next[w] / rz[w] : 0.0f;
-  for (int i = threadIdx.x; i < nodes; i += blockDim.x)
+  for (int w = 0; w < kWidth; ++w) {
+    const float rz = s.rz[channel + w];
+    beta[w] = !whole_step && rz > 0 ? next[w] / rz * s.p_scale[channel + w] : 0.0f;
+  }
+  for_nodes<8>(nodes, read_direction, [&](int i, const Values<kWidth>& stored) {
     for (int w = 0; w < kWidth; ++w) {
-      z[i].v[w] += beta[w] * (to_float(direction[w * s.stride + i]) * scale[w]);
+      z[i].v[w] += beta[w] * stored.v[w];
       largest[w] = fmaxf(largest[w], fabsf(z[i].v[w]));
     }
+  });
   store_direction(s, channel, z, largest, sums);
   give_up(s, channel, next);
   if (threadIdx.x == 0)
@@ -292,7 +370,7 @@ Status launch_cg(const char* name, Kernel1 narrow, Kernel2 wide, const CgVectors
   DVT_RETURN_IF_ERROR(cg_shape(s.stencil.grid, &shape));
   CgVectors vectors = s;
   if (shape.in_shared) vectors.scratch = nullptr;
-  const unsigned threads = s.stencil.grid.nodes() <= 1024 ? 256 : 1024;
+  const unsigned threads = s.stencil.grid.nodes() <= 1024 ? 256 : kThreads;
   const Launch how = {dim3(static_cast<unsigned>(s.channels / shape.width)), threads, shape.shared_bytes, stream};
   return shape.width == 1 ? launch(name, narrow, how, vectors, args...) : launch(name, wide, how, vectors, args...);
 }
