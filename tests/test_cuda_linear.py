@@ -127,8 +127,8 @@ def test_residual(cuda, dtype: str, out: int, y_type: str) -> None:
         np.testing.assert_array_equal(found, linear.run(y_type=y_type, more={"residual": residual}, tiles=tiles))
     truth = linear.product() + residual[:, :out]
     bound = {"float32": 1e-6, "float16": 4e-4, "bfloat16": 3e-3}[y_type]
-    assert error(found, truth) < bound
-    assert error(found, rounded(truth, y_type)) < bound / 3
+    assert error(found, truth) < bound + truncation(72, dtype)
+    assert error(found, rounded(truth, y_type)) < bound / 3 + truncation(72, dtype)
 
 
 @pytest.mark.sanitizer
@@ -137,7 +137,7 @@ def test_accumulate_in_place(cuda, dtype: str) -> None:
     linear = Linear(70, 96, 64, dtype)
     stream = np.random.default_rng(1).standard_normal((70, 64)).astype(np.float32)
     found = linear.run(more={"y": stream}, accumulate=1)
-    assert error(found, linear.product() + stream) < 1e-6
+    assert error(found, linear.product() + stream) < 1e-6 + truncation(96, dtype)
 
 
 @pytest.mark.sanitizer
