@@ -10,6 +10,18 @@
 namespace dvt::cuda {
 namespace {
 
+// While it lives, this thread may ask the runtime where memory is though a stream is being captured.
+class CaptureAllowsQuestions {
+ public:
+  CaptureAllowsQuestions() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~CaptureAllowsQuestions() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  CaptureAllowsQuestions(const CaptureAllowsQuestions&) = delete;
+  CaptureAllowsQuestions& operator=(const CaptureAllowsQuestions&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 class SessionCuda final : public EngineSessionCuda {
  public:
   ~SessionCuda() override {
@@ -120,6 +132,7 @@ Status SessionCuda::check_place(const char* name, const void* data, int64_t alig
 }
 
 Status SessionCuda::check_stream(cudaStream_t stream) const {
+  if (!stream || stream == cudaStreamLegacy || stream == cudaStreamPerThread) return Status();  // of any device
   int of = device();
   DVT_CUDA(cudaStreamGetDevice(stream, &of), "finding the device of a stream");
   if (of == device()) return Status();
@@ -143,6 +156,7 @@ Status SessionCuda::own_workspace(cudaStream_t stream, void** workspace) {
 Status SessionCuda::enqueue(const TensorView& input, const TensorView& output, const TensorView* raw,
                             cudaStream_t stream, void* workspace, size_t workspace_bytes) {
   DVT_RETURN_IF_ERROR(check_tensors(plan_.kind, plan_.options, input, output, raw));
+  const CaptureAllowsQuestions allow;
   DVT_RETURN_IF_ERROR(check_place("input", input.data, size_of(input.dtype)));
   DVT_RETURN_IF_ERROR(check_place("output", output.data, size_of(output.dtype)));
   if (raw) DVT_RETURN_IF_ERROR(check_place("raw", raw->data, size_of(raw->dtype)));
