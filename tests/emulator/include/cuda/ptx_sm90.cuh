@@ -194,9 +194,14 @@ inline void barrier_init(Barrier* barrier, uint32_t arrivals) {
   barrier->state = arrivals | static_cast<uint64_t>(arrivals) << 20;
 }
 inline void barrier_init_fence() {}
-inline void barrier_arrive(Barrier* barrier) { emulated::arrive(barrier, 0); }
+// Others may go on at once: what they wait for is to be true by now.
+inline void barrier_arrive(Barrier* barrier) {
+  emulated::arrive(barrier, 0);
+  emulator::pause();
+}
 inline void barrier_arrive(Barrier* barrier, uint32_t rank) {
   emulated::arrive(static_cast<Barrier*>(emulator::in_cluster(barrier, rank, 8, 8, "mbarrier.arrive")), 0);
+  emulator::pause();
 }
 inline void barrier_arrive_expect(Barrier* barrier, uint32_t bytes) {
   emulated::arrive(barrier, static_cast<int32_t>(bytes));
