@@ -70,7 +70,7 @@ class FitStream {
   }
 
  private:
-  static constexpr int kCritical = 2, kSides = 8, kEvents = 32;
+  static constexpr int kCritical = 2, kSides = 16, kEvents = 64;
   cudaStream_t main_ = nullptr, sides_[kSides] = {};
   cudaEvent_t events_[kEvents] = {};
   bool used_[kSides] = {};

@@ -70,7 +70,8 @@ size_t HashgridFit::lay_out(char* base, size_t* zeroed) {
       mlp->operands = mlp->params;
     else
       pieces.take(&mlp->operands, mlp->layout.count * operand_size(operand_));
-    pieces.take(&mlp->parts, mlp_parts(mlp->layout, n, operand_, multiprocessors_));
+    for (int i = 0; i < mlp->layout.shape.n_layers; ++i)
+      pieces.take(&mlp->parts[i], mlp_parts(mlp->layout, i, n, operand_, multiprocessors_));
   }
   pieces.take(&steps_, recipe_.options.steps);
   pieces.take(&residual_steps_, recipe_.options.steps - recipe_.first_phase());
@@ -271,6 +272,16 @@ Status HashgridFit::enqueue_forward(int offset, bool second_phase) {
   return second_phase ? stream_.after(main, side) : Status();
 }
 
+// Adam's step of a layer, on branches of their own from where `from` is.
+Status HashgridFit::enqueue_update(const MlpCuda& mlp, int layer, const void* d_y, const void* x, int offset,
+                                   cudaStream_t from) {
+  cudaStream_t weights, bias;
+  DVT_RETURN_IF_ERROR(stream_.branch(from, &weights));
+  DVT_RETURN_IF_ERROR(mlp_weights_update(mlp, layer, d_y, x, batch_.n, clock_, offset, weights));
+  DVT_RETURN_IF_ERROR(stream_.branch(from, &bias));
+  return mlp_bias_update(mlp, layer, d_y, batch_.n, clock_, offset, bias);
+}
+
 Status HashgridFit::enqueue_step(int offset, bool second_phase, bool prepare_next) {
   cudaStream_t main = stream_.main();
   const int64_t n = batch_.n;
@@ -288,29 +299,23 @@ Status HashgridFit::enqueue_step(int offset, bool second_phase, bool prepare_nex
   DVT_RETURN_IF_ERROR(loss_sum(loss.weights, loss.row_losses, n, clock_, offset, history_, status_, side));
 
   if (second_phase) {
-    cudaStream_t chain, weights;
+    cudaStream_t chain;
+    void *d_second = d_residual_hidden_[1], *d_first = d_residual_hidden_[0];
     DVT_RETURN_IF_ERROR(stream_.branch(main, &chain, true));
-    DVT_RETURN_IF_ERROR(mlp_layer_backward(residual_, 2, d_h_, residual_hidden_[1], n, d_residual_hidden_[1], chain));
-    DVT_RETURN_IF_ERROR(stream_.branch(chain, &weights));
-    DVT_RETURN_IF_ERROR(mlp_layer_update(residual_, 2, d_h_, residual_hidden_[1], n, clock_, offset, weights));
-    DVT_RETURN_IF_ERROR(
-        mlp_layer_backward(residual_, 1, d_residual_hidden_[1], residual_hidden_[0], n, d_residual_hidden_[0], chain));
-    // One workspace for the parts of h's weight gradients: they follow one another.
-    DVT_RETURN_IF_ERROR(stream_.after(weights, chain));
-    DVT_RETURN_IF_ERROR(
-        mlp_layer_update(residual_, 1, d_residual_hidden_[1], residual_hidden_[0], n, clock_, offset, weights));
-    DVT_RETURN_IF_ERROR(mlp_layer_update(residual_, 0, d_residual_hidden_[0], raw_, n, clock_, offset, weights));
+    DVT_RETURN_IF_ERROR(mlp_layer_backward(residual_, 2, d_h_, residual_hidden_[1], n, d_second, chain));
+    DVT_RETURN_IF_ERROR(enqueue_update(residual_, 2, d_h_, residual_hidden_[1], offset, chain));
+    DVT_RETURN_IF_ERROR(mlp_layer_backward(residual_, 1, d_second, residual_hidden_[0], n, d_first, chain));
+    DVT_RETURN_IF_ERROR(enqueue_update(residual_, 1, d_second, residual_hidden_[0], offset, chain));
+    DVT_RETURN_IF_ERROR(enqueue_update(residual_, 0, d_first, raw_, offset, chain));
   } else {
     DVT_RETURN_IF_ERROR(stream_.branch(main, &side));
     DVT_RETURN_IF_ERROR(artifacts_update(artifacts_, clock_, offset, side));
   }
 
   DVT_RETURN_IF_ERROR(mlp_layer_backward(field_, 1, d_base_, hidden_, n, d_hidden_, main));
-  DVT_RETURN_IF_ERROR(stream_.branch(main, &side));
-  DVT_RETURN_IF_ERROR(mlp_layer_update(field_, 1, d_base_, hidden_, n, clock_, offset, side));
+  DVT_RETURN_IF_ERROR(enqueue_update(field_, 1, d_base_, hidden_, offset, main));
   DVT_RETURN_IF_ERROR(mlp_layer_backward(field_, 0, d_hidden_, nullptr, n, d_encoding_, main));
-  DVT_RETURN_IF_ERROR(stream_.after(side, main));
-  DVT_RETURN_IF_ERROR(mlp_layer_update(field_, 0, d_hidden_, encoding_, n, clock_, offset, side));
+  DVT_RETURN_IF_ERROR(enqueue_update(field_, 0, d_hidden_, encoding_, offset, main));
   DVT_RETURN_IF_ERROR(
       lazy_grid_backward(lazy_, bank_, batch_, offset, d_encoding_, field_.layout.ld(0), loss_.rows, main));
   DVT_RETURN_IF_ERROR(lazy_grid_update(lazy_, clock_, offset, main));

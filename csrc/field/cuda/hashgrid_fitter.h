@@ -77,6 +77,7 @@ class HashgridFit final : public HashgridFitterCuda {
 
   // All of these enqueue. `offset`: which step after the clock's.
   Status enqueue_forward(int offset, bool second_phase);
+  Status enqueue_update(const MlpCuda& mlp, int layer, const void* d_y, const void* x, int offset, cudaStream_t from);
   Status enqueue_step(int offset, bool second_phase, bool prepare_next);
   Status advance_clock(int64_t steps);
   Status launch_graph(bool second_phase);

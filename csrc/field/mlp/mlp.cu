@@ -117,9 +117,9 @@ struct AdamEpilogue : GemmEpilogue {
   }
 };
 
-constexpr int kBiasWarps = 16;
+constexpr int kBiasWarps = 32;
 
-// The sums of 32 columns of d_y a block: each warp adds every 16th row, then the first adds the warps' sums.
+// The sums of 32 columns of d_y a block: each warp adds every 32nd row, then the first adds the warps' sums.
 template <class T>
 __global__ void __launch_bounds__(32 * kBiasWarps)
     bias_kernel(const T* d_y, int64_t n, int64_t columns, int64_t ld, AdamState state, float* d_bias) {
@@ -184,7 +184,7 @@ Status weight_product(const MlpCuda& mlp, int layer, const void* d_y, const void
   p.k = static_cast<int>(n);
   p.splits = batch_splits(p.m, p.n, n, WeightTile<T>::kK, traits->multiprocessors);
   GemmStorePart store;
-  store.parts = mlp.parts;
+  store.parts = mlp.parts[layer];
   store.stride = p.ldb;
   store.part = int64_t{p.m} * p.ldb;
   DVT_RETURN_IF_ERROR((launch_product<WeightTile<T>>("mlp_weights", p, store, stream)));
@@ -192,7 +192,7 @@ Status weight_product(const MlpCuda& mlp, int layer, const void* d_y, const void
   how.grid = dim3(static_cast<unsigned>(ceil_div(store.part / 8, kGemmFinishThreads)));
   how.block = dim3(kGemmFinishThreads);
   how.stream = stream;
-  return launch("mlp_weights", gemm_finish_kernel<Epilogue>, how, mlp.parts, store.stride, p.m, p.n, p.splits,
+  return launch("mlp_weights", gemm_finish_kernel<Epilogue>, how, mlp.parts[layer], store.stride, p.m, p.n, p.splits,
                 epilogue);
 }
 
@@ -207,6 +207,11 @@ Status bias_sums(const MlpCuda& mlp, int layer, const void* d_y, int64_t n, cons
   how.stream = stream;
   return launch("mlp_bias", bias_kernel<T>, how, static_cast<const T*>(d_y), n, columns, mlp.layout.ld(layer + 1),
                 state, d_bias);
+}
+
+AdamState adam_state(const MlpCuda& mlp, int64_t at, const FitClock* clock, int offset) {
+  return {mlp.constants,    mlp.steps,          clock, offset - mlp.first_step, mlp.params + at,
+          mlp.exp_avg + at, mlp.exp_avg_sq + at};
 }
 
 template <class T>
@@ -244,14 +249,9 @@ void MlpLayout::strip(const float* padded, float* flat) const {
   }
 }
 
-int64_t mlp_parts(const MlpLayout& layout, int64_t n, Operand operand, int multiprocessors) {
-  int64_t most = 0;
-  for (int i = 0; i < layout.shape.n_layers; ++i) {
-    const int64_t m = layout.shape.widths[i + 1];
-    most = std::max(most,
-                    m * layout.ld(i) * batch_splits(m, layout.shape.widths[i], n, stage_of(operand), multiprocessors));
-  }
-  return most;
+int64_t mlp_parts(const MlpLayout& layout, int layer, int64_t n, Operand operand, int multiprocessors) {
+  const int64_t m = layout.shape.widths[layer + 1];
+  return m * layout.ld(layer) * batch_splits(m, layout.shape.widths[layer], n, stage_of(operand), multiprocessors);
 }
 
 Status mlp_round_weights(const MlpCuda& mlp, cudaStream_t stream) {
@@ -324,21 +324,22 @@ Status mlp_layer_backward(const MlpCuda& mlp, int layer, const void* d_y, const 
   });
 }
 
-Status mlp_layer_update(const MlpCuda& mlp, int layer, const void* d_y, const void* x, int64_t n, const FitClock* clock,
-                        int offset, cudaStream_t stream) {
+Status mlp_weights_update(const MlpCuda& mlp, int layer, const void* d_y, const void* x, int64_t n,
+                          const FitClock* clock, int offset, cudaStream_t stream) {
   return for_operand(mlp.operand, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const auto state_at = [&](int64_t at) {
-      return AdamState{mlp.constants,    mlp.steps,          clock, offset - mlp.first_step, mlp.params + at,
-                       mlp.exp_avg + at, mlp.exp_avg_sq + at};
-    };
-    DVT_RETURN_IF_ERROR(bias_sums<T>(mlp, layer, d_y, n, state_at(mlp.layout.bias_at[layer]), nullptr, stream));
-    AdamEpilogue<T> epilogue{{},
-                             state_at(mlp.layout.weights_at[layer]),
-                             static_cast<T*>(mlp.operands) + mlp.layout.weights_at[layer],
-                             mlp.layout.ld(layer),
-                             {}};
+    const int64_t at = mlp.layout.weights_at[layer];
+    AdamEpilogue<T> epilogue{
+        {}, adam_state(mlp, at, clock, offset), static_cast<T*>(mlp.operands) + at, mlp.layout.ld(layer), {}};
     return weight_product<T>(mlp, layer, d_y, x, n, epilogue, stream);
+  });
+}
+
+Status mlp_bias_update(const MlpCuda& mlp, int layer, const void* d_y, int64_t n, const FitClock* clock, int offset,
+                       cudaStream_t stream) {
+  return for_operand(mlp.operand, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    return bias_sums<T>(mlp, layer, d_y, n, adam_state(mlp, mlp.layout.bias_at[layer], clock, offset), nullptr, stream);
   });
 }
 

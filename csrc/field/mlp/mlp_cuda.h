@@ -39,13 +39,14 @@ struct MlpCuda {
   AdamConstants constants{AdamOptions()};
   const AdamStep* steps = nullptr;  // of the clock's step first_step at [0]
   int32_t first_step = 0;
-  float* parts = nullptr;  // [mlp_parts]: of products whose sum over the batch is split
+  // Of products whose sum over the batch is split, a place for each layer: layers may be updated at once.
+  float* parts[kMaxMlpLayers] = {};
 
   const float* bias(int layer) const { return params + layout.bias_at[layer]; }
 };
 
-// Floats that `parts` needs for batches of n on this device.
-int64_t mlp_parts(const MlpLayout& layout, int64_t n, Operand operand, int multiprocessors);
+// Floats that the parts of a layer need for batches of n on a device of so many multiprocessors.
+int64_t mlp_parts(const MlpLayout& layout, int layer, int64_t n, Operand operand, int multiprocessors);
 
 // Rounds all weights to operands; after parameters were written.
 Status mlp_round_weights(const MlpCuda& mlp, cudaStream_t stream);
@@ -58,9 +59,11 @@ Status mlp_layer_forward(const MlpCuda& mlp, int layer, const void* x, int64_t n
 Status mlp_layer_backward(const MlpCuda& mlp, int layer, const void* d_y, const void* x, int64_t n, void* d_x,
                           cudaStream_t stream);
 
-// Adam's step clock->step + offset for the layer's weights and bias. Nobody may read the weights meanwhile.
-Status mlp_layer_update(const MlpCuda& mlp, int layer, const void* d_y, const void* x, int64_t n, const FitClock* clock,
-                        int offset, cudaStream_t stream);
+// Adam's step clock->step + offset for the layer's weights, which nobody may read meanwhile, and for its bias.
+Status mlp_weights_update(const MlpCuda& mlp, int layer, const void* d_y, const void* x, int64_t n,
+                          const FitClock* clock, int offset, cudaStream_t stream);
+Status mlp_bias_update(const MlpCuda& mlp, int layer, const void* d_y, int64_t n, const FitClock* clock, int offset,
+                       cudaStream_t stream);
 // The gradients instead, to d_params [layout.count] at the layer's places.
 Status mlp_layer_gradients(const MlpCuda& mlp, int layer, const void* d_y, const void* x, int64_t n, float* d_params,
                            cudaStream_t stream);
