@@ -133,13 +133,12 @@ Array<float> query(const DeviceArray& nodes, const Array<float>& coords, uintptr
   const float* from = coords.data();
   float* to = out.mutable_data();
   const auto run = [&]() -> Status {
-    using Copy = cuda::Backend::Copy;
     void* const s = as_stream(stream);
-    DVT_RETURN_IF_ERROR(backend.copy(nodes.device, Copy::to_device, at.view.data, from, n * 8, s));
+    DVT_RETURN_IF_ERROR(backend.copy(nodes.device, at.view.data, from, n * 8, s));
     DVT_RETURN_IF_ERROR(backend.query_field(nodes.device, grid, c, static_cast<const float*>(nodes.view.data), n,
                                             static_cast<const float*>(at.view.data),
                                             static_cast<float*>(values.view.data), s));
-    DVT_RETURN_IF_ERROR(backend.copy(nodes.device, Copy::from_device, to, values.view.data, n * c * 4, s));
+    DVT_RETURN_IF_ERROR(backend.copy(nodes.device, to, values.view.data, n * c * 4, s));
     return backend.synchronise(nodes.device, s);
   };
   Status status;
@@ -174,7 +173,7 @@ py::tuple parts(const DeviceArray& nodes, const DeviceArray& artifacts, const Ar
     void* const s = as_stream(stream);
     auto *n = static_cast<float*>(nodes.view.data), *a = static_cast<float*>(artifacts.view.data);
     DVT_RETURN_IF_ERROR(backend.apply_gauge(device, h * w, c, a, grid.nodes(), n, space.view.data, s));
-    DVT_RETURN_IF_ERROR(backend.copy(device, cuda::Backend::Copy::to_device, at.view.data, from, h * w * 2 * 4, s));
+    DVT_RETURN_IF_ERROR(backend.copy(device, at.view.data, from, h * w * 2 * 4, s));
     DVT_RETURN_IF_ERROR(backend.field_patch_means(device, grid, c, n, h, w, static_cast<const float*>(at.view.data),
                                                   static_cast<float*>(semantics.view.data), s));
     DVT_RETURN_IF_ERROR(

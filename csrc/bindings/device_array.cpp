@@ -168,8 +168,7 @@ py::array to_numpy(const DeviceArray& array, uintptr_t stream) {
   {
     void* const to = out.mutable_data();
     py::gil_scoped_release release;
-    status = backend.copy(array.device, cuda::Backend::Copy::from_device, to, array.view.data, bytes_of(array.view),
-                          reinterpret_cast<void*>(stream));
+    status = backend.copy(array.device, to, array.view.data, bytes_of(array.view), reinterpret_cast<void*>(stream));
     if (status.ok()) status = backend.synchronise(array.device, reinterpret_cast<void*>(stream));
   }
   raise_if_error(status);
@@ -239,8 +238,8 @@ void bind_device_array(py::module_& m) {
               raise_if_error(invalid_argument("array has numbers of ", array.itemsize(), " bytes, and ", dtype, " has ",
                                               size_of(out.view.dtype)));
             const cuda::Backend& backend = cuda_backend();
-            raise_if_error(backend.copy(device, cuda::Backend::Copy::to_device, out.view.data, array.data(),
-                                        bytes_of(out.view), reinterpret_cast<void*>(stream)));
+            raise_if_error(
+                backend.copy(device, out.view.data, array.data(), bytes_of(out.view), reinterpret_cast<void*>(stream)));
             raise_if_error(backend.synchronise(device, reinterpret_cast<void*>(stream)));
             return out;
           },

@@ -54,11 +54,10 @@ class Backend {
   // Compute capabilities that the library was compiled for: "80 86 90a".
   virtual std::string architectures() const = 0;
 
-  // Memory of a device, for bindings and tests. `kind`: to the device, from it, or within it.
+  // Memory of a device, for bindings and tests. Copies go either way, or within the device.
   virtual Status allocate(int device, int64_t bytes, void** out) const = 0;
   virtual void release(int device, void* memory) const = 0;
-  enum class Copy { to_device, from_device, on_device };
-  virtual Status copy(int device, Copy kind, void* to, const void* from, int64_t bytes, void* stream) const = 0;
+  virtual Status copy(int device, void* to, const void* from, int64_t bytes, void* stream) const = 0;
   virtual Status synchronise(int device, void* stream) const = 0;
   // The device that `pointer` is memory of; -1 for main memory.
   virtual Status device_of(const void* pointer, int* device) const = 0;

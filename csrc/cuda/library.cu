@@ -107,14 +107,12 @@ class Library final : public Backend {
     cudaFree(memory);
   }
 
-  Status copy(int device, Copy kind, void* to, const void* from, int64_t bytes, void* stream) const override {
+  Status copy(int device, void* to, const void* from, int64_t bytes, void* stream) const override {
     const DeviceGuard guard(device);
     DVT_RETURN_IF_ERROR(guard.status());
-    const cudaMemcpyKind direction = kind == Copy::to_device     ? cudaMemcpyHostToDevice
-                                     : kind == Copy::from_device ? cudaMemcpyDeviceToHost
-                                                                 : cudaMemcpyDeviceToDevice;
-    return check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), direction, static_cast<cudaStream_t>(stream)),
-                 "copying");
+    return check(
+        cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, static_cast<cudaStream_t>(stream)),
+        "copying");
   }
   Status synchronise(int device, void* stream) const override {
     const DeviceGuard guard(device);
