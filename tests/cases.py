@@ -66,10 +66,43 @@ def _norm_bytes(case: Case) -> int:
     return case.shape["rows"] * case.shape["dim"] * (SIZES[case.words["x"]] + SIZES[case.dtype])
 
 
+def _hash_grid_flops(case: Case) -> int:
+    s = case.shape
+    return 2 * s["n"] * s["levels"] * 2 ** s["dims"] * s["features"]
+
+
+def _hash_grid_bytes(case: Case) -> int:
+    s = case.shape
+    return 4 * s["n"] * (s["dims"] + s["levels"] * s["features"] * (2 ** s["dims"] + 1))
+
+
+def _hashgrid_loss_flops(case: Case) -> int:
+    s = case.shape
+    return s["n"] * s["channels"] * (15 if s["phase"] == 1 else 23)
+
+
+def _hashgrid_loss_bytes(case: Case) -> int:
+    """F, G's rows, the features (and h), and the gradients."""
+    s = case.shape
+    return 4 * s["n"] * s["channels"] * (4 if s["phase"] == 1 else 6)
+
+
+def _artifacts_flops(case: Case) -> int:
+    return case.shape["n"] * case.shape["ld"]
+
+
+def _artifacts_bytes(case: Case) -> int:
+    s = case.shape
+    return 4 * s["ld"] * (s["n"] + s["patches"]) + 4 * s["n"]
+
+
 COSTS: dict[str, tuple[Callable[[Case], int], Callable[[Case], int]]] = {
     "gemm": (_gemm_flops, _gemm_bytes),
     "linear": (_linear_flops, _linear_bytes),
     "layer_norm": (_norm_flops, _norm_bytes),
+    "hash_grid": (_hash_grid_flops, _hash_grid_bytes),
+    "hashgrid_loss": (_hashgrid_loss_flops, _hashgrid_loss_bytes),
+    "artifacts": (_artifacts_flops, _artifacts_bytes),
 }
 
 
@@ -129,7 +162,38 @@ def _norms() -> Iterator[Case]:
         yield Case("layer_norm", f"layer-{rows}x768", shape, "bfloat16", {"kind": "layer", "x": "float32"}, small=False)
 
 
-ALL = [*_gemms(), *_linears(), *_norms()]
+def _hash_grids() -> Iterator[Case]:
+    for dims in (2, 3):
+        for features in (1, 2, 4, 8):
+            shape = {"n": 150, "dims": dims, "levels": 5, "features": features, "log2_size": 9, "base": 4, "max": 33}
+            yield Case("hash_grid", f"{dims}d-{features}", shape, "float32")
+    # The paper's grid with its batch, and with a million points.
+    for n in (2048, 1 << 20):
+        shape = {"n": n, "dims": 2, "levels": 16, "features": 8, "log2_size": 20, "base": 16, "max": 1024}
+        yield Case("hash_grid", f"official-{n}", shape, "float32", small=False)
+
+
+def _hashgrid_losses() -> Iterator[Case]:
+    for phase in (1, 2):
+        for channels in (1, 7, 96, 264):
+            yield _hashgrid_loss(19, channels, phase)
+        for channels in (384, 768):
+            yield _hashgrid_loss(2048, channels, phase, small=False)
+
+
+def _hashgrid_loss(n: int, channels: int, phase: int, small: bool = True) -> Case:
+    shape = {"n": n, "channels": channels, "phase": phase}
+    return Case("hashgrid_loss", f"{n}x{channels}-phase{phase}", shape, "float32", small=small)
+
+
+def _artifact_maps() -> Iterator[Case]:
+    # One sample; ragged; more samples than are looked through at once; more channels than a block has at once.
+    for n, patches, ld in ((1, 3, 8), (300, 5, 24), (4200, 3, 8), (70, 4, 1032)):
+        yield Case("artifacts", f"{n}-{patches}x{ld}", {"n": n, "patches": patches, "ld": ld}, "float32")
+    yield Case("artifacts", "2048-1369x768", {"n": 2048, "patches": 1369, "ld": 768}, "float32", small=False)
+
+
+ALL = [*_gemms(), *_linears(), *_norms(), *_hash_grids(), *_hashgrid_losses(), *_artifact_maps()]
 
 
 def cases(op: str, small: bool | None = None) -> list[Case]:

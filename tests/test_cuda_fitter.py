@@ -265,6 +265,30 @@ def test_progress_is_reported_between_graphs_and_can_cancel():
     np.testing.assert_array_equal(whole.query(few)[: len(points)], semantics)
 
 
+def test_official_size_on_the_device(cuda):
+    """The paper's recipe on 768 channels: a few steps of both phases have the CPU's losses; the same bits twice."""
+    if cuda.emulated:
+        pytest.skip("a device's work: minutes in the emulator")
+    rng = np.random.default_rng(0)
+    options = HashgridOptions(steps=8)
+    coords = rng.random((6, 37, 37, 2), np.float32)
+    features = rng.standard_normal((6, 37, 37, 768)).astype(np.float16)
+    fitter = _native.HashgridFitter(features, coords, options.native())
+    fitter.run(8)
+    for compute, tolerance in (("float32", 1e-3), ("tf32", 5e-3), ("bfloat16", 3e-2)):
+        made = [
+            _native.CudaHashgridFitter(
+                features, coords, options.native(), compute=compute, deterministic=True, graph_steps=steps
+            )
+            for steps in (0, 2)
+        ]
+        for each in made:
+            each.run(8)
+        np.testing.assert_allclose(made[0].loss_history, fitter.loss_history, rtol=tolerance, err_msg=compute)
+        for name, expected in made[0].parameters().items():
+            np.testing.assert_array_equal(made[1].parameters()[name], expected, err_msg=f"{compute} {name}")
+
+
 def test_bad_numbers_are_named_as_the_cpu_names_them():
     features, coords = problem()
     bad = features.copy()

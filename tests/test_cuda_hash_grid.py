@@ -3,28 +3,42 @@
 import numpy as np
 import pytest
 
+from cases import cases
 from cuda_samples import run_op, stored
 from dvt_fast import _native
 
-SMALL = {"n_levels": 5, "log2_hashmap_size": 9, "base_resolution": 4, "per_level_scale": 1.7}
-CONFIGS = [dict(n_input_dims=d, n_features_per_level=f, **SMALL) for d in (2, 3) for f in (1, 2, 4, 8)]
 pytestmark = pytest.mark.usefixtures("cuda")
 
 
-def problem(config, n=150, seed=0):
+def config_of(case):
+    """The options of `_native.HashGrid`."""
+    s = case.shape
+    return {
+        "n_input_dims": s["dims"],
+        "n_levels": s["levels"],
+        "n_features_per_level": s["features"],
+        "log2_hashmap_size": s["log2_size"],
+        "base_resolution": s["base"],
+        "per_level_scale": (s["max"] / s["base"]) ** (1 / (s["levels"] - 1)),
+    }
+
+
+def problem(case, seed=0):
+    """A grid, its options, points (corners of the square among them), parameters and an output gradient."""
     rng = np.random.default_rng(seed)
+    config, n, dims = config_of(case), case.shape["n"], case.shape["dims"]
     grid = _native.HashGrid(**config)
-    coords = rng.random((n, config["n_input_dims"]), np.float32)
-    coords[:3] = [[0] * config["n_input_dims"], [1] * config["n_input_dims"], [0.5] * config["n_input_dims"]]
+    coords = rng.random((n, dims), np.float32)
+    coords[:3] = [[0] * dims, [1] * dims, [0.5] * dims]
     params = rng.standard_normal(grid.n_params).astype(np.float32)
     d_out = rng.standard_normal((n, grid.n_output_dims)).astype(np.float32)
-    return grid, coords, params, d_out
+    return grid, config, coords, params, d_out
 
 
 @pytest.mark.sanitizer
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c['n_input_dims']}d-{c['n_features_per_level']}")
-def test_forward_and_backward_match_the_reference(config):
-    grid, coords, params, d_out = problem(config)
+@pytest.mark.parametrize("case", cases("hash_grid", small=True), ids=str)
+def test_forward_and_backward_match_the_reference(case):
+    grid, config, coords, params, d_out = problem(case)
     out = run_op("hash_grid_forward", {"coords": coords, "params": params}, {"out": (d_out.shape, "float32")}, config)
     np.testing.assert_allclose(out["out"], grid.forward(coords, params, reference=True), atol=2e-6)
 
@@ -51,8 +65,7 @@ def test_forward_and_backward_match_the_reference(config):
 
 def test_tiny_and_huge_gradients_in_fixed_point():
     """The unit of the sums follows the largest gradient."""
-    config = CONFIGS[3]
-    grid, coords, params, d_out = problem(config)
+    grid, config, coords, params, d_out = problem(cases("hash_grid")[3])
     for scale in (1e-25, 1e20):
         expected = grid.backward_reference(coords, params, d_out * np.float32(scale))[0]
         given = {
@@ -62,6 +75,18 @@ def test_tiny_and_huge_gradients_in_fixed_point():
         }
         got = run_op("hash_grid_backward_params", given, {"d_params": ((grid.n_params,), "float32")}, config)
         np.testing.assert_allclose(got["d_params"], expected, rtol=1e-6, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("case", cases("hash_grid", small=False)[:1], ids=str)
+def test_official_grid_on_the_device(cuda, case):
+    if cuda.emulated:
+        pytest.skip("a device's work: seconds in the emulator")
+    grid, config, coords, params, d_out = problem(case)
+    out = run_op("hash_grid_forward", {"coords": coords, "params": params}, {"out": (d_out.shape, "float32")}, config)
+    np.testing.assert_allclose(out["out"], grid.forward(coords, params), atol=2e-6)
+    wanted = {"d_params": ((grid.n_params,), "float32")}
+    got = run_op("hash_grid_backward_params", {"coords": coords, "d_out": d_out}, wanted, config)["d_params"]
+    np.testing.assert_allclose(got, grid.backward_params(coords, d_out), rtol=1e-5, atol=2e-5)
 
 
 def batch(features, n, dtype="float32", operand="tf32", seed=5, step=7, offset=2, coords=None):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cases import cases
 from cuda_samples import run_op
 from dvt_fast import _native
 
@@ -56,10 +57,10 @@ def relative_error(got, expected):
 
 
 @pytest.mark.sanitizer
-@pytest.mark.parametrize("channels", [1, 7, 96, 264])
-@pytest.mark.parametrize("second_phase", [False, True])
-def test_matches_the_reference(channels, second_phase):
-    field, artifacts, residual, features, rows, patch = problem(19, channels)
+@pytest.mark.parametrize("case", cases("hashgrid_loss", small=True), ids=str)
+def test_matches_the_reference(case):
+    channels, second_phase = case.shape["channels"], case.shape["phase"] == 2
+    field, artifacts, residual, features, rows, patch = problem(case.shape["n"], channels)
     got = losses(field, artifacts, residual, features, rows, patch, second_phase)
     base = field + artifacts[patch]
     expected = _native.losses(base, residual if second_phase else None, features[rows], scale=1024.0, reference=True)
@@ -99,8 +100,11 @@ def test_a_loss_that_is_not_finite_is_noted():
 
 
 @pytest.mark.sanitizer
-@pytest.mark.parametrize(("n", "patches", "ld"), [(1, 3, 8), (300, 5, 24), (4200, 3, 8), (70, 4, 1032)])
-def test_gradient_of_artifacts_is_summed_in_the_order_of_samples(n, patches, ld):
+@pytest.mark.parametrize("case", cases("artifacts"), ids=str)
+def test_gradient_of_artifacts_is_summed_in_the_order_of_samples(cuda, case):
+    if cuda.emulated and not case.small:
+        pytest.skip("a device's work: seconds in the emulator")
+    n, patches, ld = (case.shape[name] for name in ("n", "patches", "ld"))
     rng = np.random.default_rng(n)
     d_base = rng.standard_normal((n, ld)).astype(np.float32)
     patch = rng.integers(0, patches, n).astype(np.int32)
