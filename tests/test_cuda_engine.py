@@ -4,6 +4,7 @@ The bound is the project's: at most twice the error of torch in the same type, b
 """
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 from unittest import mock
 
@@ -199,6 +200,30 @@ def test_same_bits_every_time_and_in_every_session(cuda):
         cuda.synchronize()
         for out, expected in zip(outs, alone):
             np.testing.assert_array_equal(cuda.to_numpy(out), expected)
+
+
+def test_two_threads_give_what_one_gives(cuda):
+    """Sessions of one model, each with a stream of its own."""
+    denoiser = lively_denoiser(dim=64, num_heads=2)
+    engine = Engine.load(to_bytes(None, denoiser), device="cuda", dtype="bfloat16")
+    frames = [noise(3, 4, 64, seed=i).numpy() for i in range(4)]
+    expected = [engine.session(grid=(3, 4)).run(frame) for frame in frames]
+
+    def work(start):
+        session = engine.session(grid=(3, 4))
+        x, out, stream = cuda.to_device(frames[0]), cuda.empty((3, 4, 64)), cuda.stream()
+        same = True
+        for i in range(4 if cuda.emulated else 200):
+            k = (start + i) % 4
+            x.copy_(torch.from_numpy(frames[k]))
+            cuda.synchronize()
+            session.run(x, out=out, stream=stream)
+            cuda.synchronize()
+            same &= session.finite() and np.array_equal(cuda.to_numpy(out), expected[k])
+        return same
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(work, [0, 1]))
 
 
 def test_a_run_allocates_and_copies_nothing(emulator, cuda):
