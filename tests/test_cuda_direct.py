@@ -64,6 +64,7 @@ def located(coords, grid):
     return i * (nx - 1) + j, taps, np.stack([node, node + 1, node + nx, node + nx + 1], 1)
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("grid", [(2, 2), (7, 11), (40, 30)])
 def test_rows_are_in_order_of_their_cells_and_patches(cuda, grid):
     """Stable orders, of one and of several passes of eight bits."""
@@ -90,6 +91,7 @@ def test_rows_are_in_order_of_their_cells_and_patches(cuda, grid):
     np.testing.assert_array_equal(found["cell_start"], np.searchsorted(cell[by_cell], np.arange(cells + 1)))
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("count", [1, 2, 37, 3000])
 def test_ranked_elements_are_exact(cuda, count):
     values = np.random.default_rng(0).standard_normal((3, count)).astype(np.float32)
@@ -100,6 +102,7 @@ def test_ranked_elements_are_exact(cuda, count):
         np.testing.assert_array_equal(found, np.sort(values, 1)[:, rank])
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize(("grid", "channels"), [((9, 9), 20), ((7, 30), 5), ((12, 13), 133)])
 def test_the_matrix_is_that_of_the_rows(cuda, grid, channels):
     rng = np.random.default_rng(0)
@@ -172,6 +175,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("name", OPTIONS)
 def test_agrees_with_the_cpu(cuda, name):
     features, coords, *_ = small(noise=0.2)
@@ -350,6 +354,7 @@ def test_numbers_too_large_for_float32_are_an_error(cuda):
 # -------------------------------------------------------------------------------------- the average, fields, gauges --
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("grid", [(8, 8), (40, 33)])
 def test_the_average_is_the_cpus(cuda, grid):
     """The finer grid has nodes that no row reaches."""
@@ -368,6 +373,7 @@ def test_the_average_is_the_cpus(cuda, grid):
     np.testing.assert_allclose(found["artifacts"] - constant, expected.artifacts.reshape(h * w, channels), atol=2e-4)
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("channels", [1, 8, 35])
 def test_a_field_is_queried_and_averaged_over_patches(cuda, channels):
     rng = np.random.default_rng(0)
@@ -382,6 +388,7 @@ def test_a_field_is_queried_and_averaged_over_patches(cuda, channels):
     np.testing.assert_allclose(found, BilinearField(nodes).patch_means(centres), atol=2e-6)
 
 
+@pytest.mark.sanitizer
 @pytest.mark.parametrize("patches", [1, 36, 49])
 def test_the_gauge_is_the_cpus(cuda, patches):
     rng = np.random.default_rng(0)
