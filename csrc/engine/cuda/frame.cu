@@ -1,6 +1,7 @@
-// The launches of one run. A block takes six, and one more where it is the first: a norm, the product to queries, keys
-// and values, attention, the projection onto the residual stream, a norm, and the two products of the MLP, the second
-// one onto the residual stream, or out of it into the caller's tensor. For a denoiser of one block these are 7.
+// The launches of one run. A block takes seven: a norm, the product to queries, keys and values, attention, the
+// projection onto the residual stream, a norm, and the two products of the MLP, the second one onto the residual
+// stream, or out of it into the caller's tensor. The first norm of a denoiser reads its input, so that one of one block
+// is these seven.
 //
 // Each kernel may start before the one before it ends and waits for it before it touches what others write, so that
 // kernels of one stream are in order through any number of them, and buffers may be used again.
@@ -10,7 +11,7 @@
 // shared memory and number of blocks of the hungriest one.
 //
 // Work of a block of 768 channels and N tokens: 14.2 MFLOP a token and 3.1 kFLOP a pair of tokens; weights of 14.2 MB
-// in 16 bits, and about 21 kB a token that go through the L2.
+// in 16 bits, and about 48 kB a token, written and read, that go through the L2.
 #include <algorithm>
 
 #include "engine/cuda/inner_norms_cuda.h"
