@@ -116,8 +116,8 @@ Structs begin with struct_size, which the caller sets to sizeof the struct. In o
 and then means its default, so initialise the rest to zero and set what matters, as the program above does. In infos
 the caller sets struct_size only. */
 
-/* A tensor has the layout and the codes of DLPack's DLTensor: a DLTensor* may be cast to a dvt_tensor*. DVT_CUDA_HOST is
-   main memory too. */
+/* A tensor has the layout and the codes of DLPack's DLTensor: a DLTensor* may be cast to a dvt_tensor*. DVT_CUDA_HOST
+   is main memory too. */
 enum { DVT_CPU = 1, DVT_CUDA = 2, DVT_CUDA_HOST = 3 };
 enum { DVT_INT = 0, DVT_UINT = 1, DVT_FLOAT = 2, DVT_BFLOAT = 4 }; /* kinds of values */
 
