@@ -104,6 +104,21 @@ def test_gelu(cuda, plan, dtype):
     assert_as_good_as(y, rival.float().numpy(), truth.numpy())
 
 
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+@pytest.mark.parametrize("plan", [("square", 1, 0), ("square", 1, 1), ("narrow", 3, 0)], ids=str)
+def test_tf32(cuda, plan, activation):
+    """float32 that is rounded to tf32 already: its products are exact."""
+    x, weight, bias, _ = operands(150, 200, 328, "float32", seed=7)
+    for tensor in (x, weight):
+        tensor.view(torch.int32).bitwise_and_(-0x2000)
+    y = linear({"x": x, "weight": weight, "bias": bias}, ((150, 328), "float32"), plan, activation=activation)
+    truth = torch.nn.functional.linear(x.double(), weight.double(), bias.double())
+    rival = torch.nn.functional.linear(x, weight, bias)
+    if activation == "gelu":
+        truth, rival = torch.nn.functional.gelu(truth), torch.nn.functional.gelu(rival)
+    assert_as_good_as(y, rival.numpy(), truth.numpy(), times=3)
+
+
 @pytest.mark.parametrize("plan", [("square", 1, 0), ("narrow", 2, 0)], ids=str)
 def test_gated(cuda, plan):
     """activation(gate) * value, whose weights alternate."""

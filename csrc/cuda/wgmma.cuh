@@ -45,10 +45,6 @@ DVT_PTX void hold(uint32_t (&a)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(a[i])::"memory");
 }
 
-// What a step of products sums over.
-template <class T>
-constexpr int kWgmmaK = 32 / static_cast<int>(sizeof(T));
-
 // d = a b where `accumulate` is false. kMnMajor: B is MN-major (16-bit types), else K-major; A always K-major.
 template <class T, bool kMnMajor = false>
 struct Wgmma;

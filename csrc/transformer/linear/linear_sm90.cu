@@ -63,17 +63,17 @@ double cycles_of(const Plan& plan, int64_t rows, int64_t cols, int64_t steps, in
   return 2000 + static_cast<double>(waves) * (static_cast<double>(ceil_div(steps, plan.split)) * step + epilogue);
 }
 
-// Which tiles there are for an activation: fc1 has no use for 192 columns, and what is rare is not to be compiled
-// often.
-constexpr bool has_tile(LinearKindSm90 kind, TileKind tile) {
+// Which tiles there are: fc1 has no use for 192 columns, and what is rare is not to be compiled often.
+constexpr bool has_tile(bool is_narrow_type, LinearKindSm90 kind, TileKind tile) {
+  if (!is_narrow_type) return tile == TileKind::narrow || tile == TileKind::square;
   return kind == LinearKindSm90::none || tile == TileKind::narrow || tile == TileKind::square ||
          (kind == LinearKindSm90::gelu && tile == TileKind::widest);
 }
 
-Plan choose(LinearKindSm90 kind, int64_t rows, int64_t cols, int64_t steps, int multiprocessors) {
+Plan choose(bool is_narrow_type, LinearKindSm90 kind, int64_t rows, int64_t cols, int64_t steps, int multiprocessors) {
   Plan best;
   const auto consider = [&](TileKind tile, int m, int n, int split, Sharing sharing) {
-    if (!has_tile(kind, tile)) return;
+    if (!has_tile(is_narrow_type, kind, tile)) return;
     Plan plan;
     plan.tile = tile;
     plan.m = m;
@@ -101,6 +101,8 @@ template <class T>
 constexpr ptx::TensorType kTensorType = ptx::TensorType::bf16;
 template <>
 constexpr ptx::TensorType kTensorType<f16> = ptx::TensorType::f16;
+template <>
+constexpr ptx::TensorType kTensorType<tf32> = ptx::TensorType::f32;
 
 template <class T>
 bool encode_matrix(ptx::TensorMap* map, const void* data, int64_t cols, int64_t rows, int64_t stride, int box_cols,
@@ -118,6 +120,7 @@ bool is_aligned(const void* data, int64_t stride, int64_t size, uintptr_t to = 1
 template <class Tile, LinearKindSm90 kKind>
 Status launch_linear(const LinearCudaCall& call, const Plan& plan, int multiprocessors, bool* taken) {
   using T = typename Tile::T;
+  using Epilogue = LinearEpilogueSm90<kKind, sizeof(T) == 2 ? Accuracy::narrow : Accuracy::full>;
   const int64_t cols = linear_weight_rows(call.out, call.gated);
   ptx::TensorMap x_map, w_map, y_map = {};
   if (!encode_matrix<T>(&x_map, call.x, call.in, call.rows, call.x_stride, Tile::kK, 64) ||
@@ -131,11 +134,11 @@ Status launch_linear(const LinearCudaCall& call, const Plan& plan, int multiproc
   gemm.sharing = plan.sharing;
   gemm.tiles_m = static_cast<int>(ceil_div(call.rows, Tile::kM));
   gemm.tiles_n = static_cast<int>(ceil_div(cols, Tile::kN));
-  gemm.packed = kKind != LinearKindSm90::any && plan.split == 1 && call.y_type == storage_of(call.type) &&
-                !call.residual && !call.not_finite && cols % 2 == 0 && is_aligned(call.bias, 0, 0, 8) &&
-                is_aligned(call.y, call.y_stride, 2) &&
+  gemm.packed = sizeof(T) == 2 && kKind != LinearKindSm90::any && plan.split == 1 &&
+                call.y_type == storage_of(call.type) && !call.residual && !call.not_finite && cols % 2 == 0 &&
+                is_aligned(call.bias, 0, 0, 8) && is_aligned(call.y, call.y_stride, 2) &&
                 encode_matrix<T>(&y_map, call.y, cols, call.rows, call.y_stride, 64, 64);
-  LinearEpilogueSm90<kKind> epilogue;
+  Epilogue epilogue;
   epilogue.bias = call.bias;
   epilogue.logistic = logistic_of(call.activation);
   epilogue.is_gelu = call.activation == Activation::gelu;
@@ -145,6 +148,7 @@ Status launch_linear(const LinearCudaCall& call, const Plan& plan, int multiproc
   epilogue.y = call.y;
   epilogue.y_stride = call.y_stride;
   epilogue.y_type = call.y_type;
+  epilogue.round_y = call.round_y;
   epilogue.not_finite = call.not_finite;
   epilogue.cols = gemm.cols;
   const int64_t y_size = dvt::size_of(call.y_type);
@@ -162,17 +166,18 @@ Status launch_linear(const LinearCudaCall& call, const Plan& plan, int multiproc
   how.overlap = call.overlap;
   how.cluster = static_cast<unsigned>(cluster);
   *taken = true;
-  return launch("linear", gemm_sm90_kernel<Tile, LinearEpilogueSm90<kKind>>, how, x_map, w_map, y_map, gemm, epilogue);
+  return launch("linear", gemm_sm90_kernel<Tile, Epilogue>, how, x_map, w_map, y_map, gemm, epilogue);
 }
 
 template <class T, LinearKindSm90 kKind>
 Status launch_kind(const LinearCudaCall& call, const Plan* forced, int multiprocessors, bool* taken) {
-  const int64_t steps = ceil_div(call.in, 64), cols = linear_weight_rows(call.out, call.gated);
-  const Plan plan = forced ? *forced : choose(kKind, call.rows, cols, steps, multiprocessors);
-  if constexpr (has_tile(kKind, TileKind::wide))
+  constexpr bool kNarrow = sizeof(T) == 2;
+  const int64_t steps = ceil_div(call.in, 128 / sizeof(T)), cols = linear_weight_rows(call.out, call.gated);
+  const Plan plan = forced ? *forced : choose(kNarrow, kKind, call.rows, cols, steps, multiprocessors);
+  if constexpr (has_tile(kNarrow, kKind, TileKind::wide))
     if (plan.tile == TileKind::wide)
       return launch_linear<GemmTileSm90<T, 128, 192, 4>, kKind>(call, plan, multiprocessors, taken);
-  if constexpr (has_tile(kKind, TileKind::widest))
+  if constexpr (has_tile(kNarrow, kKind, TileKind::widest))
     if (plan.tile == TileKind::widest)
       return launch_linear<GemmTileSm90<T, 128, 256, 4>, kKind>(call, plan, multiprocessors, taken);
   if (plan.tile == TileKind::narrow)
@@ -192,12 +197,13 @@ Status run(const LinearCudaCall& call, const Plan* forced, bool* taken) {
   *taken = false;
   const DeviceTraits* device = nullptr;
   DVT_RETURN_IF_ERROR(current_traits(&device));
-  const int64_t cols = linear_weight_rows(call.out, call.gated);
-  if (!ptx::has_sm90a_code() || device->major != 9 || device->minor != 0 || size_of(call.type) != 2 || call.round_y ||
-      std::max({call.rows, cols, call.in}) > INT32_MAX / 2 || !is_aligned(call.x, call.x_stride, 2) ||
-      !is_aligned(call.weight, call.weight_stride, 2))
+  const int64_t cols = linear_weight_rows(call.out, call.gated), size = size_of(call.type);
+  if (!ptx::has_sm90a_code() || device->major != 9 || device->minor != 0 || call.type == LinearType::float32 ||
+      std::max({call.rows, cols, call.in}) > INT32_MAX / 2 || (call.round_y && size == 2) ||
+      !is_aligned(call.x, call.x_stride, size) || !is_aligned(call.weight, call.weight_stride, size))
     return Status();
   if (call.type == LinearType::bfloat16) return launch_type<bf16>(call, forced, device->multiprocessors, taken);
+  if (call.type == LinearType::tf32) return launch_type<tf32>(call, forced, device->multiprocessors, taken);
   return launch_type<f16>(call, forced, device->multiprocessors, taken);
 }
 
@@ -230,9 +236,11 @@ Status linear_sm90_op(OpCall& op) {
   if (found == op.tensors.end() || y == op.tensors.end()) return invalid_argument("linear_sm90: x or y is missing");
   DVT_RETURN_IF_ERROR(op.tensor("x", found->second.type, &x));
   DVT_RETURN_IF_ERROR(op.tensor("weight", x->type, &weight));
-  if (x->type != OpType::float16 && x->type != OpType::bfloat16)
-    return invalid_argument("linear_sm90: x must be float16 or bfloat16");
-  call.type = x->type == OpType::float16 ? LinearType::float16 : LinearType::bfloat16;
+  call.type = x->type == OpType::float16    ? LinearType::float16
+              : x->type == OpType::bfloat16 ? LinearType::bfloat16
+                                            : LinearType::tf32;
+  if (x->type != OpType::float32 && size_of(call.type) != 2)
+    return invalid_argument("linear_sm90: x must be float16, bfloat16 or float32");
   call.gated = op.number("gated") != 0;
   call.rows = x->shape.at(0);
   call.in = call.x_stride = x->shape.at(1);
@@ -269,7 +277,7 @@ Status linear_sm90_op(OpCall& op) {
   DVT_RETURN_IF_ERROR(parse_tile(op.word("tile", "square"), &plan.tile));
   plan.split = static_cast<int>(op.number("split", 1));
   plan.sharing = static_cast<Sharing>(op.number("sharing"));
-  if (plan.split < 1 || plan.split > 8 || plan.split > ceil_div(call.in, 64) ||
+  if (plan.split < 1 || plan.split > 8 || plan.split > ceil_div(call.in * size_of(call.type), 128) ||
       (plan.tile == TileKind::narrow && plan.sharing == Sharing::rows) ||
       (plan.split > 1 && plan.sharing != Sharing::nothing))
     return invalid_argument("linear_sm90: split must be from 1 to 8, and not with sharing");

@@ -10,7 +10,7 @@ namespace dvt::cuda {
 // Which activation is compiled in; `any` also has the gate, and is the slowest.
 enum class LinearKindSm90 { none, gelu, any };
 
-template <LinearKindSm90 kKind>
+template <LinearKindSm90 kKind, Accuracy kAccuracy>
 struct LinearEpilogueSm90 {
   static constexpr bool kHasPairs = kKind != LinearKindSm90::any;
   static constexpr bool kHasWide = kKind != LinearKindSm90::any;
@@ -23,6 +23,7 @@ struct LinearEpilogueSm90 {
   void* y = nullptr;
   int64_t y_stride = 0;
   Dtype y_type = Dtype::float32;
+  bool round_y = false;  // float32 to tf32, where x is float32
   uint32_t* not_finite = nullptr;
   int cols = 0;       // of sums: twice those of y where gated
   bool wide = false;  // rows of y, bias and residual are aligned for four columns at once, and cols is a multiple of 4
@@ -47,10 +48,11 @@ struct LinearEpilogueSm90 {
       const float4 b = __ldg(reinterpret_cast<const float4*>(bias + col));
       sums.x += b.x, sums.y += b.y, sums.z += b.z, sums.w += b.w;
     }
-    const float4 v = make_float4(activate_one(sums.x) + held.x, activate_one(sums.y) + held.y,
-                                 activate_one(sums.z) + held.z, activate_one(sums.w) + held.w);
+    float4 v = make_float4(activate_one(sums.x) + held.x, activate_one(sums.y) + held.y, activate_one(sums.z) + held.z,
+                           activate_one(sums.w) + held.w);
     const int64_t at = row * y_stride + col;
     if (y_type == Dtype::float32) {
+      if (rounds()) v = make_float4(rounded(v.x), rounded(v.y), rounded(v.z), rounded(v.w));
       *reinterpret_cast<float4*>(static_cast<float*>(y) + at) = v;
       // v - v is zero, or NaN where v is not finite.
       found(!((v.x - v.x) + (v.y - v.y) + ((v.z - v.z) + (v.w - v.w)) == 0.0f));
@@ -83,6 +85,8 @@ struct LinearEpilogueSm90 {
   }
 
  private:
+  DVT_DEVICE bool rounds() const { return kAccuracy == Accuracy::full && round_y; }
+  DVT_DEVICE static float rounded(float v) { return from_float<tf32>(v).value; }
   // Of the 16 bits below: an exponent of ones only.
   DVT_DEVICE bool is_bad(uint32_t bits) const {
     const uint32_t exponent = y_type == Dtype::bfloat16 ? 0x7f80u : 0x7c00u;
@@ -92,14 +96,15 @@ struct LinearEpilogueSm90 {
     if (kKind == LinearKindSm90::none && not_finite && bad) atomicOr(not_finite, 1u);
   }
   DVT_DEVICE float activate_one(float x) const {
-    if constexpr (kKind == LinearKindSm90::gelu) return gelu<Accuracy::narrow>(x);
-    if constexpr (kKind == LinearKindSm90::any) return activate<Accuracy::narrow>(is_gelu, logistic, x);
+    if constexpr (kKind == LinearKindSm90::gelu) return gelu<kAccuracy>(x);
+    if constexpr (kKind == LinearKindSm90::any) return activate<kAccuracy>(is_gelu, logistic, x);
     return x;
   }
   DVT_DEVICE void put(int row, int col, float v) const {
     if (residual) v += residual[row * residual_stride + col];
     const int64_t at = row * y_stride + col;
     if (y_type == Dtype::float32) {
+      if (rounds()) v = rounded(v);
       static_cast<float*>(y)[at] = v;
       found(!(v - v == 0.0f));
     } else {

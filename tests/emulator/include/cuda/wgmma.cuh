@@ -32,9 +32,6 @@ void hold(float (&)[kCount]) {}
 template <int kCount>
 void hold(uint32_t (&)[kCount]) {}
 
-template <class T>
-constexpr int kWgmmaK = 32 / static_cast<int>(sizeof(T));
-
 namespace emulated {
 template <class T>
 constexpr emulator::WarpgroupType kWarpgroupType = emulator::WarpgroupType::bf16;
