@@ -1,7 +1,8 @@
 // The direct solver on a device as the bindings see it, without a type of CUDA's; the mathematics and the options are
 // in direct_solver.h. Also the baseline that averages, and what is asked of a field at the nodes of a grid.
 //
-// Features, results and coordinates are memory of the device, unless something else is said. A stream is a cudaStream_t
+// Features, results and coordinates are memory of the device, unless something else is said; nodes, artifacts and a
+// prior are aligned to 16 bytes. A stream is a cudaStream_t
 // (null: the default stream); it must be the same for all calls of one solver. `add` and `solve` read a few numbers
 // back, so they wait for the stream; the other functions only enqueue.
 #pragma once

@@ -10,7 +10,7 @@ namespace {
 constexpr int kThreads = 768;           // with 80 registers each
 constexpr int kDegree = 6;              // of the Chebyshev polynomial
 constexpr float kEigenvalueRatio = 20;  // between the ends of its interval
-constexpr float kLargestDirection = 16;
+constexpr float kLargestDirection = 4;  // E'^T p is at most 2 kLargestDirection sqrt(nodes), within float16
 constexpr int kSums = 4;
 
 // One node of the channels that a block owns.

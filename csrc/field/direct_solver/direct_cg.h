@@ -2,8 +2,9 @@
 //
 // A block owns one or two channels and all of their nodes: dot products need no other block, and the preconditioner, a
 // Chebyshev polynomial of degree 6 in the stencil S K S, is applied without leaving shared memory. K alone converges by
-// a factor of 100 an application; what is left are the few smooth fields that F and G could both explain, so 10 to 13
-// iterations give 1e-5 where Jacobi needs 27 to 42 (and leaves ten times the error), 3 to 5 from the last pass's F.
+// a factor of 10 an application. What is left is the share of the fields that F and G could both explain: next to none,
+// but for a constant (with random crops 1 - sigma^2 of the coupling is 5e-5 for it, and 0.4 for the next). So 10 to 13
+// iterations give 1e-5 where Jacobi on F and G needs 27 to 42, and 3 to 5 do from the last pass's F.
 //
 // An iteration is three kernels: t = E'^T p, u = E' t, and `cg_step` with everything else. Directions p are rounded to
 // float16, scaled a channel each: x and the residual then move along what was rounded, so nothing is lost but a trace

@@ -23,6 +23,12 @@ constexpr double kLargestRidge = 5, kSmallestRidge = 0.01;
 constexpr double kFirstSmoothness = 0.2, kSmallestSmoothness = 0.01, kLargestSmoothness = 0.5;
 constexpr double kOutlyingArtifact = 1.5;
 
+// What is read and written in fours.
+Status check_aligned(const void* pointer, const char* name) {
+  if (reinterpret_cast<uintptr_t>(pointer) % 16 == 0) return Status();
+  return invalid_argument(name, " must be aligned to 16 bytes");
+}
+
 bool moved_much(double a, double b) { return std::max(a, b) > kSettledRatio * std::min(a, b); }
 
 }  // namespace
@@ -198,6 +204,9 @@ Status DeviceSolver::solve(const DirectOptions& options, const float* prior, flo
     return invalid_argument("artifacts are solved for only where the solver was made for it");
   if (options.method == DirectMethod::schur)
     return invalid_argument("method must be 'auto' or 'pcg' on CUDA, got 'schur'");
+  DVT_RETURN_IF_ERROR(check_aligned(prior, "artifacts that are given"));
+  DVT_RETURN_IF_ERROR(check_aligned(nodes, "nodes"));
+  DVT_RETURN_IF_ERROR(check_aligned(artifacts, "artifacts"));
   DeviceGuard guard(setup_.device);
   DVT_RETURN_IF_ERROR(guard.status());
   stream_ = static_cast<cudaStream_t>(stream);
@@ -269,6 +278,8 @@ Status DeviceSolver::average(float* nodes, float* artifacts, void* stream) {
   if (rows_.views() == 0) return invalid_argument("no views: add at least one before averaging");
   if (setup_.cosine || !setup_.solves_artifacts)
     return invalid_argument("an average takes a solver without cosine weights that was made to solve for artifacts");
+  DVT_RETURN_IF_ERROR(check_aligned(nodes, "nodes"));
+  DVT_RETURN_IF_ERROR(check_aligned(artifacts, "artifacts"));
   DeviceGuard guard(setup_.device);
   DVT_RETURN_IF_ERROR(guard.status());
   stream_ = static_cast<cudaStream_t>(stream);
