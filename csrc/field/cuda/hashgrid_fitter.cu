@@ -332,7 +332,8 @@ Status HashgridFit::advance_clock(int64_t steps) {
 Status HashgridFit::launch_graph(bool second_phase) {
   if (!graphs_.count(second_phase)) {
     cudaStream_t main = stream_.main();
-    DVT_CUDA(cudaStreamBeginCapture(main, cudaStreamCaptureModeThreadLocal), "capturing steps");
+    // Relaxed: a kernel's first launch may load its code, which allocates.
+    DVT_CUDA(cudaStreamBeginCapture(main, cudaStreamCaptureModeRelaxed), "capturing steps");
     Status status;
     for (int64_t i = 0; i < options_.graph_steps && status.ok(); ++i)
       status = enqueue_step(static_cast<int>(i), second_phase, true);
