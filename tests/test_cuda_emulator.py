@@ -27,6 +27,7 @@ FAULTS = {
     "fault_endless": ["threads spin and nothing else happens"],
     "fault_misaligned": ["cp.async: an address is not a multiple of 16"],
     "fault_copy_too_far": ["thread (31, 0, 0): cp.async: 16 bytes at offset 496 of 496 bytes of shared memory"],
+    "fault_late_operation": ["asynchronous operation: after all threads have ended"],
     "fault_trap": ["kernel trap_kernel, block (3, 0, 0), thread (", ", 2, 0): __trap()"],
 }
 OVERRUNS = {

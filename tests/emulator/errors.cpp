@@ -75,6 +75,10 @@ long long dvt_emulator_count(const char* what) {
   if (!std::strcmp(what, "copies")) return counts().copies;
   return -1;
 }
+void dvt_emulator_synchronize() {
+  std::lock_guard lock(runtime_mutex());
+  synchronize_all();
+}
 void dvt_emulator_reset() {
   std::lock_guard lock(runtime_mutex());
   const long long bytes = counts().bytes;

@@ -63,13 +63,12 @@ std::string function_name(const void* function) {
 
 void Scheduler::fail(cudaError_t error, const std::string& message) {
   std::string where = "kernel " + function_name(kernel_.function);
-  if (running_)
-    where += ", block " + text_of(block().index) + (deferred_block_ ? ", asynchronous operation" : "") +
-             (deferred_block_ ? "" : ", thread " + text_of(running_->index));
+  where += ", block " + text_of(block().index);
+  where += deferred_block_ ? ", asynchronous operation" : ", thread " + text_of(running_->index);
   failure_ = {error, where + ": " + message};
-  Thread* const from = running_;
   deferred_block_ = nullptr;
-  switch_fiber(from->fiber, host_);
+  if (!running_) throw Abandoned{};
+  switch_fiber(running_->fiber, host_);
   __builtin_unreachable();
 }
 

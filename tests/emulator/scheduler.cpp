@@ -96,9 +96,12 @@ Failure Scheduler::run(const std::vector<uint3>& blocks, uint64_t seed) {
   Thread* first = next(true);
   enter(*first);
   switch_fiber(host_, first->fiber);
-  while (!failure_.error && run_deferred(true)) {
-  }
   running_ = nullptr;
+  try {
+    while (!failure_.error && run_deferred(true)) {
+    }
+  } catch (const Abandoned&) {
+  }
   check_guards();
   current_ = before;
   return failure_;

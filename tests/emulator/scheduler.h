@@ -113,6 +113,9 @@ struct Deferred {
   std::function<void()> run;
 };
 
+// Thrown where an operation fails that runs after all threads have ended; a thread that fails is left where it is.
+struct Abandoned {};
+
 struct Failure {
   cudaError_t error = cudaSuccess;
   std::string message;

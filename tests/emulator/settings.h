@@ -25,6 +25,8 @@ extern "C" {
 __attribute__((visibility("default"))) void dvt_emulator_set(const char* name, const char* value);
 // "launches", "allocations", "bytes" (allocated now), "copies": since the process started or the last reset.
 __attribute__((visibility("default"))) long long dvt_emulator_count(const char* what);
+// Runs what waits in all streams: for tests that read an array themselves, with DVT_EMULATOR_ASYNC=1.
+__attribute__((visibility("default"))) void dvt_emulator_synchronize();
 // No sticky error, counts of 0.
 __attribute__((visibility("default"))) void dvt_emulator_reset();
 }

@@ -55,6 +55,11 @@ __global__ void trap_kernel() {
 }
 TEST(fault_trap) { EXPECT_EQ(check::run(trap_kernel, 5, dim3(8, 4), 0), cudaErrorLaunchFailure); }
 
+__global__ void late_operation_kernel() {
+  emulator::defer([] { emulator::fail(cudaErrorIllegalAddress, "after all threads have ended"); });
+}
+TEST(fault_late_operation) { EXPECT_EQ(check::run(late_operation_kernel, 2, 1, 0), cudaErrorIllegalAddress); }
+
 // Found by AddressSanitizer where it is, and by guard bytes where it isn't.
 __global__ void shared_overrun_kernel() { shared_memory()[100 + threadIdx.x / 31] = 1; }
 TEST(overrun_shared) { EXPECT_EQ(check::run(shared_overrun_kernel, 1, 32, 101), cudaErrorIllegalAddress); }
