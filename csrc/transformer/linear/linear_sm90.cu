@@ -277,10 +277,11 @@ Status linear_sm90_op(OpCall& op) {
   DVT_RETURN_IF_ERROR(parse_tile(op.word("tile", "square"), &plan.tile));
   plan.split = static_cast<int>(op.number("split", 1));
   plan.sharing = static_cast<Sharing>(op.number("sharing"));
-  if (plan.split < 1 || plan.split > 8 || plan.split > ceil_div(call.in * size_of(call.type), 128) ||
-      (plan.tile == TileKind::narrow && plan.sharing == Sharing::rows) ||
-      (plan.split > 1 && plan.sharing != Sharing::nothing))
-    return invalid_argument("linear_sm90: split must be from 1 to 8, and not with sharing");
+  if ((plan.split != 1 && plan.split != 2 && plan.split != 4 && plan.split != 8) ||
+      plan.split > ceil_div(call.in * size_of(call.type), 128))
+    return invalid_argument("linear_sm90: split must be 1, 2, 4 or 8 and at most one a stage of in, got ", plan.split);
+  if (plan.sharing != Sharing::nothing && (plan.split > 1 || plan.tile == TileKind::narrow))
+    return invalid_argument("linear_sm90: sharing is not for split sums, and not for narrow tiles");
   bool taken = false;
   DVT_RETURN_IF_ERROR(run(call, &plan, &taken));
   return taken ? Status() : Status(StatusCode::unsupported, "linear_sm90: this device or call is not for it");
