@@ -17,6 +17,7 @@ _NAMES = {
     "Views": "views",
     "sample_views": "views",
     "solve": "stage1",
+    "solve_many": "stage1",
     "decompose": "stage1",
     "denoise": "stage2",
     "Stream": "stream",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from .runtime import set_num_threads as set_num_threads
     from .stage1 import decompose as decompose
     from .stage1 import solve as solve
+    from .stage1 import solve_many as solve_many
     from .stage2 import Denoised as Denoised
     from .stage2 import denoise as denoise
     from .stream import Stream as Stream

@@ -71,6 +71,13 @@ def device_of(array: Any) -> Device:
     return Device("cuda", int(index)) if int(kind) in _DLPACK_CUDA else CPU
 
 
+def device_of_tensors(device: Any) -> Device:
+    """What we call a `torch.device`: the CPU for those that we do not compute on, such as "mps"."""
+    if device.type != "cuda":
+        return CPU
+    return Device("cuda", sys.modules["torch"].cuda.current_device() if device.index is None else device.index)
+
+
 def current_stream(device: Device) -> int:
     """The stream that torch works on there, as a number, so that our work follows torch's; 0 where torch is unused."""
     torch = sys.modules.get("torch")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from . import __version__
 from .arrays import give_back, last_view, to_numpy
 from .artifact_map import ArtifactMap
 from .decomposition import Decomposition
-from .devices import Device, compute_device, current_stream, device_of, parse_device
+from .devices import CPU, Device, compute_device, current_stream, device_of, device_of_tensors
 from .errors import InputError
 from .options import Options
 from .progress import Progress, report
@@ -64,15 +64,45 @@ def solve(
     where = compute_device(device, device_of(features))
     if where.is_cuda:
         views, places = check_problem_cuda(features, coords, where)
-        solution = _solve_cuda(views, places, parsed, where, progress)
-        raw = last_view(views)
+        (solution,) = _solve_cuda([(views, places)], parsed, where, progress)
     else:
         views, places = check_problem(features, coords, keep_half=solver == "hashgrid")
         solution = _solve(views, places, parsed, progress)
-        raw = views[-1].astype(np.float32, copy=False)
     meta = {"solver": solver, "options": _plain(options), "views": len(places), "version": __version__}
     meta |= {"device": str(where), "info": solution.info, "seconds": {"solve": time.perf_counter() - start}}
-    return _decomposition(raw, solution, meta, features)
+    return _decomposition(views, solution, meta, features)
+
+
+def solve_many(
+    features: Sequence[Any],
+    coords: Sequence[Any],
+    solver: str = "hashgrid",
+    *,
+    device: Any = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> list[Decomposition]:
+    """Stage 1 on several images: a list of what `solve` takes for each.
+
+    On a CUDA device the fits of "hashgrid" run together, so that one fills what another leaves idle; all else is one
+    after the other. The arguments and errors are those of `solve`; progress counts the steps of all images.
+    """
+    if len(features) != len(coords):
+        raise InputError(f"features and coords must be of as many images, got {len(features)} and {len(coords)}")
+    where = compute_device(device, device_of(features[0])) if len(features) else CPU
+    if solver != "hashgrid" or not where.is_cuda:
+        return [solve(f, c, solver, device=device, progress=progress, **options) for f, c in zip(features, coords)]
+    start = time.perf_counter()
+    parsed = parse_options(solver, options)
+    problems = [check_problem_cuda(f, c, where) for f, c in zip(features, coords)]
+    solutions = _solve_cuda(problems, parsed, where, progress)
+    seconds = time.perf_counter() - start
+    found = []
+    for (views, places), solution, given in zip(problems, solutions, features):
+        meta = {"solver": solver, "options": _plain(options), "views": len(places), "version": __version__}
+        meta |= {"device": str(where), "info": solution.info, "seconds": {"solve": seconds}}
+        found.append(_decomposition(views, solution, meta, given))
+    return found
 
 
 def decompose(
@@ -107,7 +137,7 @@ def decompose(
     if solver == "hashgrid":
         options["seed"] = seed  # of its initial values and its batches
     parsed = parse_options(solver, options)
-    where = compute_device(device, parse_device(vit.device))
+    where = compute_device(device, device_of_tensors(vit.device))
     boxes = plan_boxes(views, seed)
     places = np.ascontiguousarray(view_coords(boxes, vit, coords))
     stream = _direct_stream(places, vit.dim, parsed, where) if isinstance(parsed, DirectOptions) else None
@@ -131,14 +161,14 @@ def decompose(
     if stream:
         solution = stream.finish()
     elif where.is_cuda:
-        solution = _solve_cuda(*check_problem_cuda(kept, places, where), parsed, where, progress)
+        (solution,) = _solve_cuda([check_problem_cuda(kept, places, where)], parsed, where, progress)
     else:
         solution = _solve(*check_problem(kept, places), parsed, progress)
     now = time.perf_counter()
     meta = {"solver": solver, "options": _plain(options), "views": len(boxes), "plan": _plain(views), "seed": seed}
     meta |= {"coords": coords, "vit": vit.describe(), "version": __version__, "info": solution.info}
     meta |= {"device": str(where), "seconds": {"total": now - start, "solve": solving + now - before}}
-    return _decomposition(last_view(features), solution, meta, places)
+    return _decomposition(features, solution, meta, places)
 
 
 def parse_options(solver: str, options: Mapping[str, Any]) -> Options:
@@ -175,16 +205,16 @@ def _bank(features: Any, views: int) -> Any:
 
 
 def _solve_cuda(
-    features: Any, coords: np.ndarray, options: Options, where: Device, progress: Progress | None
-) -> Solution:
+    problems: Sequence[tuple[Any, np.ndarray]], options: Options, where: Device, progress: Progress | None
+) -> list[Solution]:
     from .solvers.cuda import solve_average_cuda, solve_direct_cuda
 
-    if isinstance(options, DirectOptions):
-        return solve_direct_cuda(features, coords, options, where)
     if isinstance(options, HashgridOptions):
-        return solve_hashgrid_cuda(features, coords, options, where, progress)
+        return solve_hashgrid_cuda(problems, options, where, progress)
+    if isinstance(options, DirectOptions):
+        return [solve_direct_cuda(features, coords, options, where) for features, coords in problems]
     assert isinstance(options, AverageOptions)
-    return solve_average_cuda(features, coords, options, where)
+    return [solve_average_cuda(features, coords, options, where) for features, coords in problems]
 
 
 def _solve(features: np.ndarray, coords: np.ndarray, options: Options, progress: Progress | None) -> Solution:
@@ -196,7 +226,8 @@ def _solve(features: np.ndarray, coords: np.ndarray, options: Options, progress:
     return solve_average(features, coords, options)
 
 
-def _decomposition(raw: np.ndarray, solution: Solution, meta: dict[str, Any], kind: Any) -> Decomposition:
+def _decomposition(views: Any, solution: Solution, meta: dict[str, Any], kind: Any) -> Decomposition:
+    raw = last_view(views) if solution.raw is None else solution.raw
     found = (raw, solution.semantics, solution.artifacts, solution.residual)
     raw, semantics, artifacts, residual = (give_back(part, kind) for part in found)
     return Decomposition(raw, semantics, artifacts, residual, solution.field, meta)

@@ -50,7 +50,7 @@ def use(request):
     ("settings", "reason"),
     [
         ({"DRIVER": 0}, "no NVIDIA driver was found: install one, or compute with device='cpu'"),
-        ({"DRIVER": 12040}, "the NVIDIA driver is too old: it supports CUDA 12.4, and CUDA 13.0 or newer is needed"),
+        ({"DRIVER": 12040}, "the NVIDIA driver is too old: it supports CUDA 12.4, and CUDA 13 or newer is needed"),
         ({"DEVICES": 0}, "the NVIDIA driver shows no device"),
         ({"ARCH": 75}, "has compute capability 7.5, and 8.0 or newer is needed"),
     ],

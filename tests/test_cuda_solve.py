@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import dvt_fast
+import dvt_fast.solvers.hashgrid
 from dvt_fast import _native
 from dvt_fast.views import plan_boxes, view_coords
 
@@ -73,6 +74,46 @@ def test_narrow_and_wide_features(cuda, problem, dtype):
     found = dvt_fast.solve(there, coords, device="cuda")
     expected = dvt_fast.solve(given, coords)
     np.testing.assert_allclose(cuda.to_numpy(found.semantics), expected.semantics.numpy(), atol=1e-3)
+
+
+def test_several_images_together(cuda, problem):
+    """The bits of each alone, and the steps of all counted."""
+    features, coords = problem
+    images, places = [features, features[::-1][:6].copy()], [coords, coords[::-1][:6].copy()]
+    options = SMALL["hashgrid"] | {"deterministic": True, "steps": 60}
+    seen = []
+    found = dvt_fast.solve_many(
+        images, places, device="cuda", progress=lambda done, steps, what: seen.append((done, steps)), **options
+    )
+    for image, place, together in zip(images, places, found):
+        alone = dvt_fast.solve(image, place, "hashgrid", device="cuda", **options)
+        np.testing.assert_array_equal(together.semantics, alone.semantics)
+        np.testing.assert_array_equal(together.raw, image[-1])
+    assert seen[-1] == (120, 120) and seen == sorted(seen)
+    one_by_one = dvt_fast.solve_many(images, places, "direct")
+    np.testing.assert_array_equal(one_by_one[1].semantics, dvt_fast.solve(images[1], places[1]).semantics)
+    with pytest.raises(dvt_fast.InputError, match="must be of as many images, got 2 and 1"):
+        dvt_fast.solve_many(images, places[:1])
+
+
+def test_grids_of_any_order_of_sizes(cuda, problem):
+    """More shared memory, then less, then as much again."""
+    features, coords = problem
+    for grid in (18, 8, 18):
+        dvt_fast.solve(features, coords, device="cuda", grid=grid, passes=1)
+
+
+def test_strided_features_on_a_device(cuda, problem):
+    torch = pytest.importorskip("torch")
+    features, coords = problem
+    there = cuda.to_device(torch.from_numpy(features))
+    with pytest.raises(dvt_fast.InputError, match="features must be contiguous"):
+        _native.CudaHashgridFitter(
+            there[::2], coords[::2].copy(), dvt_fast.solvers.hashgrid.HashgridOptions(**SMALL["hashgrid"]).native()
+        )
+    found = dvt_fast.solve(there[::2], coords[::2], device="cuda")
+    expected = dvt_fast.solve(features[::2], coords[::2])
+    np.testing.assert_allclose(cuda.to_numpy(found.semantics), expected.semantics, atol=1e-4)
 
 
 def test_a_known_artifact_map(cuda, problem):

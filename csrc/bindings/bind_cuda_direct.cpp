@@ -48,7 +48,7 @@ class Solver {
   }
 
   void add(const py::object& features, const Array<float>& coords) {
-    const DeviceArray there = device_array(features, "features", setup_.device);
+    const DeviceArray there = contiguous_device_array(features, "features", setup_.device);
     if (there.view.rank != 3 || there.view.shape[1] != setup_.patches || there.view.shape[2] != setup_.channels)
       raise_if_error(invalid_argument("features must have shape (*, ", setup_.patches, ", ", setup_.channels, ")"));
     const int64_t views = there.view.shape[0];
@@ -71,7 +71,7 @@ class Solver {
     DeviceArray prior_array;
     const float* prior_data = nullptr;
     if (!prior.is_none()) {
-      prior_array = device_array(prior, "artifacts", setup_.device);
+      prior_array = contiguous_device_array(prior, "artifacts", setup_.device);
       if (count_of(prior_array.view) != setup_.patches * setup_.channels)
         raise_if_error(invalid_argument("artifacts must have shape (", setup_.patches, ", ", setup_.channels, ")"));
       prior_data = float_data(prior_array, "artifacts");
@@ -158,7 +158,7 @@ py::tuple parts(const DeviceArray& nodes, const DeviceArray& artifacts, const Ar
   check_shape(coords, "coords", {-1, -1, 2});
   const int64_t h = coords.shape(0), w = coords.shape(1), c = nodes.view.shape[2];
   const int device = nodes.device;
-  const DeviceArray last = device_array(features, "features", device);
+  const DeviceArray last = contiguous_device_array(features, "features", device);
   if (count_of(last.view) != h * w * c || count_of(artifacts.view) != h * w * c)
     raise_if_error(invalid_argument("features and artifacts must have ", h * w * c, " values"));
   const DeviceArray at = new_device_array({h, w, 2}, Dtype::float32, device);

@@ -22,7 +22,7 @@ class Fitter {
     options.graph_steps = graph_steps;
     cuda::HashgridCudaProblem problem;
     const bool in_main_memory = py::isinstance<py::array>(features);
-    features_ = in_main_memory ? host_array(features, device) : device_array(features, "features", device);
+    features_ = in_main_memory ? host_array(features, device) : contiguous_device_array(features, "features", device);
     const TensorView& view = features_.view;
     if (view.rank != 4) raise_if_error(invalid_argument("features must have shape [V, H, W, C], got rank ", view.rank));
     check_shape(coords_, "coords", {view.shape[0], view.shape[1], view.shape[2], 2});
@@ -148,9 +148,28 @@ class Fitter {
   std::unique_ptr<cuda::HashgridFitterCuda> fitter_;
 };
 
+// Several fits of one device together; progress as of one, of all of them.
+void run_together(const std::vector<Fitter*>& fitters, int64_t count, int64_t report_every,
+                  const py::object& progress) {
+  std::vector<cuda::HashgridFitterCuda*> all;
+  for (Fitter* fitter : fitters) all.push_back(&**fitter);
+  std::vector<int64_t> done(all.size());
+  run_with_progress(progress, [&](const auto& report) {
+    return cuda_backend().run_hashgrid_fitters(
+        all, count, std::max<int64_t>(1, report_every), [&](int64_t fitter, int64_t step, int64_t steps, double loss) {
+          done[static_cast<size_t>(fitter)] = step;
+          int64_t together = 0;
+          for (const int64_t steps_done : done) together += steps_done;
+          return report(together, steps * static_cast<int64_t>(done.size()), loss);
+        });
+  });
+}
+
 }  // namespace
 
 void bind_cuda_hashgrid(py::module_& m) {
+  m.def("cuda_run_together", &run_together, py::arg("fitters"), py::arg("count"), py::arg("report_every") = 10,
+        py::arg("progress") = py::none());
   py::class_<Fitter>(m, "CudaHashgridFitter")
       .def(py::init<const py::object&, const Array<float>&, const HashgridOptions&, const std::string&, bool, int64_t,
                     int, uintptr_t>(),

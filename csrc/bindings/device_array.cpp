@@ -222,6 +222,12 @@ DeviceArray device_array(const py::object& object, const char* name, int device)
   return from_capsule(capsule, name, device);
 }
 
+DeviceArray contiguous_device_array(const py::object& object, const char* name, int device) {
+  DeviceArray array = device_array(object, name, device);
+  if (!is_contiguous(array.view)) raise_if_error(invalid_argument(name, " must be contiguous: give a copy"));
+  return array;
+}
+
 void bind_device_array(py::module_& m) {
   py::class_<DeviceArray>(m, "DeviceArray")
       .def(py::init([](std::vector<int64_t> shape, const std::string& dtype, int device) {

@@ -22,6 +22,8 @@ struct DeviceArray {
 // The view of `object` (a DeviceArray, or whatever speaks DLPack), which must lie on `device`; raises InputError that
 // names `name` otherwise. With the emulator arrays in main memory lie on the device.
 DeviceArray device_array(const py::object& object, const char* name, int device);
+// The same, and InputError where its elements do not lie in a row.
+DeviceArray contiguous_device_array(const py::object& object, const char* name, int device);
 // A new one, contiguous.
 DeviceArray new_device_array(std::vector<int64_t> shape, Dtype dtype, int device);
 

@@ -81,6 +81,9 @@ class Backend {
   // Stage 1, solver "hashgrid", see field/cuda/hashgrid_backend.h.
   virtual Status make_hashgrid_fitter(const HashgridCudaOptions& options, const HashgridCudaProblem& problem,
                                       std::unique_ptr<HashgridFitterCuda>* out) const = 0;
+  virtual Status run_hashgrid_fitters(
+      const std::vector<HashgridFitterCuda*>& fitters, int64_t count, int64_t report_every,
+      const std::function<bool(int64_t fitter, int64_t step, int64_t steps, double loss)>& progress) const = 0;
 
   // Stage 1, solvers "direct" and "average", and fields at the nodes of a grid, see
   // field/direct_solver/direct_backend.h.

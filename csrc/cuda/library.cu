@@ -34,7 +34,7 @@ Status explain_no_devices(cudaError_t error) {
     return Status(StatusCode::unsupported, "no NVIDIA driver was found: install one, or compute with device='cpu'");
   if (error == cudaErrorInsufficientDriver)
     return Status(StatusCode::unsupported, format("the NVIDIA driver is too old: it supports CUDA ",
-                                                  version_text(driver), ", and CUDA ", version_text(CUDART_VERSION),
+                                                  version_text(driver), ", and CUDA ", CUDART_VERSION / 1000,
                                                   " or newer is needed: update the driver, or compute with "
                                                   "device='cpu'"));
   if (error == cudaErrorNoDevice || error == cudaSuccess) {
@@ -169,6 +169,10 @@ class Library final : public Backend {
   Status make_hashgrid_fitter(const HashgridCudaOptions& options, const HashgridCudaProblem& problem,
                               std::unique_ptr<HashgridFitterCuda>* out) const override {
     return cuda::make_hashgrid_fitter(options, problem, out);
+  }
+  Status run_hashgrid_fitters(const std::vector<HashgridFitterCuda*>& fitters, int64_t count, int64_t report_every,
+                              const std::function<bool(int64_t, int64_t, int64_t, double)>& progress) const override {
+    return cuda::run_hashgrid_fitters(fitters, count, report_every, progress);
   }
 
   Status create_direct_solver(const DirectSetup& setup, std::unique_ptr<DirectSolverCuda>* out) const override {

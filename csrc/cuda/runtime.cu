@@ -1,8 +1,8 @@
 #include "cuda/runtime.h"
 
+#include <map>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <vector>
 
 namespace dvt::cuda {
@@ -50,13 +50,23 @@ cudaError_t allow_shared(const void* kernel, size_t bytes) {
   cudaError_t error = cudaGetDevice(&device);
   if (error != cudaSuccess) return error;
   static std::mutex mutex;
-  static std::set<std::pair<const void*, std::pair<int, size_t>>> allowed;
+  // The most that was asked for: it never goes down, because a launch that needs it may be on its way in a thread.
+  static std::map<std::pair<const void*, int>, size_t> allowed;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto key = std::make_pair(kernel, std::make_pair(device, bytes));
-  if (allowed.count(key)) return cudaSuccess;
+  size_t& most = allowed[{kernel, device}];
+  if (bytes <= most) return cudaSuccess;
   error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  if (error == cudaSuccess) allowed.insert(key);
+  if (error == cudaSuccess) most = bytes;
   return error;
+}
+
+}  // namespace detail
+
+namespace detail {
+
+bool can_overlap() {
+  const DeviceTraits* traits = nullptr;
+  return current_traits(&traits).ok() && traits->is_at_least(9);
 }
 
 }  // namespace detail

@@ -22,14 +22,16 @@ struct Launch {
   dim3 block;
   size_t shared_bytes = 0;  // all of it dynamic
   cudaStream_t stream = nullptr;
-  bool overlap = false;      // sm_90: may start before the previous kernel ends, see ptx::wait_for_previous
+  bool overlap = false;      // may start before the previous kernel ends (sm_90 and newer), see ptx::wait_for_previous
   bool cooperative = false;  // all blocks run at once, so that they may wait for each other
   unsigned cluster = 1;      // sm_90: so many blocks along x run at once on neighbouring multiprocessors
 };
 
 namespace detail {
-// More than 48 KB of shared memory has to be asked for, once a kernel and device.
+// More than 48 KB of shared memory has to be asked for, on each device.
 cudaError_t allow_shared(const void* kernel, size_t bytes);
+// Whether the current device lets a kernel start before the one before it ends.
+bool can_overlap();
 }  // namespace detail
 
 // kernel<<<...>>>(args...). Nothing but the kernel is enqueued: it can be captured into a graph.
@@ -44,7 +46,7 @@ Status launch(const char* name, void (*kernel)(Params...), const Launch& how, Ar
   config.stream = how.stream;
   cudaLaunchAttribute attributes[3];
   unsigned count = 0;
-  if (how.overlap) {
+  if (how.overlap && detail::can_overlap()) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count++].val.programmaticStreamSerializationAllowed = 1;
   }

@@ -86,7 +86,7 @@ struct Bytes {
   }
   DVT_DEVICE static void stage(const char* pixel, int64_t channel, int line, int place, Staged& staged) {
     const uint8_t* p = reinterpret_cast<const uint8_t*>(pixel);
-    const uint32_t r = __ldg(p), g = __ldg(p + channel), b = __ldg(p + 2 * channel);
+    const uint32_t r = p[0], g = p[channel], b = p[2 * channel];
     staged[line][place] = r | g << 8 | b << 16;
   }
 };
@@ -114,8 +114,7 @@ struct Floats {
     for (int c = 0; c < kChannels; ++c) between[c][line][lane] = sums[c];
   }
   DVT_DEVICE static void stage(const char* pixel, int64_t channel, int line, int place, Staged& staged) {
-    for (int c = 0; c < kChannels; ++c)
-      staged[c][line][place] = __ldg(reinterpret_cast<const float*>(pixel + c * channel));
+    for (int c = 0; c < kChannels; ++c) staged[c][line][place] = *reinterpret_cast<const float*>(pixel + c * channel);
   }
 };
 
@@ -138,8 +137,8 @@ DVT_DEVICE void window_of(const Filter& filter, int begin, int count, int* first
   const int lane = static_cast<int>(ptx::lane_id());
   int low = 0x7fffffff, high = 0;
   if (lane < count && begin + lane < filter.target) {
-    low = __ldg(filter.first + begin + lane);
-    high = low + __ldg(filter.taps + begin + lane);
+    low = filter.first[begin + lane];
+    high = low + filter.taps[begin + lane];
   }
   *first = __reduce_min_sync(0xffffffffu, low);
   *end = __reduce_max_sync(0xffffffffu, high);
@@ -148,7 +147,7 @@ DVT_DEVICE void window_of(const Filter& filter, int begin, int count, int* first
 // Four pixels of 3 bytes, at an address that is a multiple of 4.
 DVT_DEVICE void stage_packed(const char* pixels, bool bgr, int line, int x, Bytes::Staged& staged) {
   const uint32_t* words = reinterpret_cast<const uint32_t*>(pixels);
-  const uint32_t a = __ldg(words), b = __ldg(words + 1), c = __ldg(words + 2);
+  const uint32_t a = words[0], b = words[1], c = words[2];
   const uint32_t four[4] = {a, a >> 24 | b << 8, b >> 16 | c << 16, c >> 8};
 #pragma unroll
   for (int i = 0; i < 4; ++i) staged[line][place_of(x + i)] = bgr ? __byte_perm(four[i], 0, 0x4012) : four[i];
@@ -203,8 +202,8 @@ __global__ void __launch_bounds__(kThreads, Pixels::kBlocks) resize_kernel(Param
   window_of(along, u0, kLanesAlong, &u_first, &u_end);
   window_of(across, v0, kWarps * kRows, &line_first, &line_end);
   if (params.packed) u_first &= ~3;
-  const int first = u < along.target ? __ldg(along.first + u) : 0;
-  const int taps = u < along.target ? __ldg(along.taps + u) : 0;
+  const int first = u < along.target ? along.first[u] : 0;
+  const int taps = u < along.target ? along.taps[u] : 0;
 
   Sum totals[kRows][kChannels];
 #pragma unroll
@@ -224,7 +223,7 @@ __global__ void __launch_bounds__(kThreads, Pixels::kBlocks) resize_kernel(Param
       __syncthreads();
       const int stop = min(first + taps, begin + count);
       for (int x = max(first, begin); x < stop; ++x) {
-        const Sum weight = Pixels::weight(__ldg(along.weights + static_cast<int64_t>(x - first) * along.target + u));
+        const Sum weight = Pixels::weight(along.weights[static_cast<int64_t>(x - first) * along.target + u]);
         const int place = place_of(x - begin);
 #pragma unroll
         for (int i = 0; i < kLinesAWarp; ++i)
@@ -242,10 +241,10 @@ __global__ void __launch_bounds__(kThreads, Pixels::kBlocks) resize_kernel(Param
     for (int r = 0; r < kRows; ++r) {
       const int v = v0 + warp + r * kWarps;
       if (v >= across.target) continue;
-      const int from = __ldg(across.first + v);
-      const int stop = min(from + __ldg(across.taps + v), line0 + lines);
+      const int from = across.first[v];
+      const int stop = min(from + across.taps[v], line0 + lines);
       for (int y = max(from, line0); y < stop; ++y) {
-        const Sum weight = Pixels::weight(__ldg(across.weights + static_cast<int64_t>(y - from) * across.target + v));
+        const Sum weight = Pixels::weight(across.weights[static_cast<int64_t>(y - from) * across.target + v]);
         Pixels::add_between(shared.between, y - line0, lane, weight, totals[r]);
       }
     }

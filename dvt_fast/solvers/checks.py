@@ -35,7 +35,7 @@ def check_problem_cuda(features: Any, coords: Any, device: Device) -> tuple[Any,
     """The same for a CUDA device: features there, contiguous, float32, float16 or bfloat16; coords as above.
 
     Features that lie on the device already are not copied unless they have to be; others are uploaded. Raises
-    `InputError` for features on another device, too.
+    `InputError` for features on another device, too, and for those that no torch tensor makes contiguous.
     """
     where = device_of(features)
     if where.is_cuda and where != device:

@@ -92,8 +92,8 @@ class _Stream:
 
     def _solution(self, nodes: Any, artifacts: Any, info: Mapping[str, Any]) -> Solution:
         parts = _native.cuda_parts(nodes, artifacts, self.coords[self._added - 1], self._last, self.stream)
-        _, semantics, artifacts, residual = parts
-        return Solution(semantics, artifacts, residual, CudaBilinearField(nodes), dict(info))
+        raw, semantics, artifacts, residual = parts
+        return Solution(semantics, artifacts, residual, CudaBilinearField(nodes), dict(info), raw)
 
 
 class DirectStreamCuda(_Stream):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -48,7 +49,8 @@ class HashgridOptions(Options):
         loss (whose mean over C channels makes small gradients) and pulls G to zero.
     compute: what products multiply, with sums in float32. The CPU has "float32"; a CUDA device has "tf32" (its
         default), "bfloat16" and "float32" (three products of tf32 each). deterministic: on CUDA, the same bits for the
-        same seed, by sums in fixed point where otherwise the order of additions is not fixed. The CPU always is.
+        same seed, by sums in fixed point; without it they are float atomics, whose order is not fixed. The CPU always
+        is.
 
     The defaults are the paper's, for 768 views of 37 x 37 patches and 25,000 steps. Fewer patches or steps want a
     smaller grid, or its finest levels learn each view's noise: for 161 views of 24 x 24 patches and 2,000 steps,
@@ -78,7 +80,7 @@ class HashgridOptions(Options):
     residual_l1: float = option(0.02, not_negative)
     loss_scale: float = option(1024.0, positive)
     compute: str | None = option(None, choice("float32", "tf32", "bfloat16"))
-    deterministic: bool = option(False, flag)
+    deterministic: bool = option(True, flag)
 
     def check(self) -> None:
         """Raise `InputError` where options do not go together."""
@@ -123,34 +125,52 @@ def solve_hashgrid(
 
 
 def solve_hashgrid_cuda(
-    features: Any, coords: np.ndarray, options: HashgridOptions, device: Device, progress: Progress | None = None
-) -> Solution:
-    """The same on a CUDA device; features: float32, float16 or bfloat16 there, or float32 or float16 NumPy arrays.
+    problems: Sequence[tuple[Any, np.ndarray]],
+    options: HashgridOptions,
+    device: Device,
+    progress: Progress | None = None,
+) -> list[Solution]:
+    """The same on a CUDA device for one image or several, whose steps take turns there: what one leaves idle, another
+    fills.
 
-    progress is called, and looked at, between graphs of steps: at most every REPORT_EVERY_CUDA steps.
+    problems: (features, coords) of each image; features float32, float16 or bfloat16 on the device. progress is
+    called, and looked at, between graphs of steps, with the steps of all images.
     """
-    fitter = _native.CudaHashgridFitter(
-        features,
-        coords,
-        options.native(),
-        compute=options.compute or "tf32",
-        deterministic=options.deterministic,
-        device=device.index,
-        stream=current_stream(device),
-    )
-    _run(fitter, options, REPORT_EVERY_CUDA, progress)
+    fitters = [
+        _native.CudaHashgridFitter(
+            features,
+            coords,
+            options.native(),
+            compute=options.compute or "tf32",
+            deterministic=options.deterministic,
+            device=device.index,
+            stream=current_stream(device),
+        )
+        for features, coords in problems
+    ]
+    if len(fitters) == 1:
+        _run(fitters[0], options, REPORT_EVERY_CUDA, progress)
+    else:
+        _native.cuda_run_together(fitters, options.steps, REPORT_EVERY_CUDA, _report(progress))
+    return [_solution(fitter, features, options) for fitter, (features, _) in zip(fitters, problems)]
+
+
+def _solution(fitter: Any, features: Any, options: HashgridOptions) -> Solution:
     semantics, artifacts, _ = fitter.decomposition()
     constant = gauge(artifacts.reshape(-1, artifacts.shape[-1]))
     artifacts -= constant
     semantics += constant
-    residual = last_view(features) - semantics - artifacts
+    raw = last_view(features)
     info = _info(fitter, options) | {"compute": options.compute or "tf32", "device_bytes": fitter.device_bytes}
-    return Solution(semantics, artifacts, residual, _field(fitter, options, constant), info)
+    return Solution(semantics, artifacts, raw - semantics - artifacts, _field(fitter, options, constant), info, raw)
+
+
+def _report(progress: Progress | None) -> Any:
+    return None if progress is None else lambda step, steps, loss: progress(step, steps, "steps")
 
 
 def _run(fitter: Any, options: HashgridOptions, report_every: int, progress: Progress | None) -> None:
-    report = None if progress is None else lambda step, steps, loss: progress(step, steps, "steps")
-    fitter.run(options.steps, report_every=report_every, progress=report)
+    fitter.run(options.steps, report_every=report_every, progress=_report(progress))
 
 
 def _field(fitter: Any, options: HashgridOptions, constant: np.ndarray) -> HashGridField:

@@ -20,6 +20,7 @@
 #include "engine/cuda/tokens_cuda.h"
 #include "engine/pixels_cuda.h"
 #include "transformer/attention/attention_cuda.h"
+#include "transformer/layer_norm/layer_norm_cuda.h"
 #include "transformer/linear/linear_cuda.h"
 
 namespace dvt::cuda {
@@ -224,6 +225,28 @@ Status Frame::blocks(const DeviceStage& stage, const TensorView* direct) {
        *hidden = at<void>(plan_.hidden);
   float* x = at<float>(stage.x);
   const auto norm_stream = [&](const DeviceNorm& norm) {  // the residual stream, normalised
+    if (t.dim == dim_stride && t.dim <= kMaxNormDim) {
+      const RowNorm row = model_.norm(norm);
+      LayerNormCudaCall call = begun<LayerNormCudaCall>();
+      call.kind = row.kind == RowNorm::kLayer ? NormWeights::Kind::layer
+                  : row.kind == RowNorm::kRms ? NormWeights::Kind::rms
+                                              : NormWeights::Kind::none;
+      call.eps = row.eps;
+      call.weight = row.weight;
+      call.bias = row.bias;
+      call.rows = rows;
+      call.dim = t.dim;
+      call.x = x;
+      call.x_stride = stage.x_stride;
+      call.y = normed;
+      call.y_type = compute_ == EngineCompute::float16    ? Dtype::float16
+                    : compute_ == EngineCompute::bfloat16 ? Dtype::bfloat16
+                                                          : Dtype::float32;
+      call.y_stride = dim_stride;
+      call.round_y = rounded;
+      return launched(layer_norm_forward(call));
+    }
+    // Rows with zeros behind them, and very long ones.
     TokensCall call = begun<TokensCall>();
     call.tokens = call.patches = call.grid_width = rows;
     call.dim = t.dim;

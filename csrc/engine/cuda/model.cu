@@ -265,6 +265,8 @@ Status make_device_model(const EngineWeights& weights, EngineCompute compute, in
   DVT_RETURN_IF_ERROR(model->memory.allocate(std::max<size_t>(bytes.size(), 1), "the weights of an engine"));
   DVT_CUDA(cudaMemcpy(model->memory.data(), bytes.data(), bytes.size(), cudaMemcpyHostToDevice),
            "copying the weights of an engine");
+  // From pageable memory the call may return before the last part is there, and sessions have streams of their own.
+  DVT_CUDA(cudaStreamSynchronize(nullptr), "copying the weights of an engine");
   *out = std::move(model);
   return Status();
 }

@@ -64,6 +64,7 @@ class SessionCuda final : public EngineSessionCuda {
     DVT_RETURN_IF_ERROR(use.status());
     const DeviceGuard guard(device());
     DVT_RETURN_IF_ERROR(guard.status());
+    enqueued_ = true;
     return enqueue(input, output, raw, static_cast<cudaStream_t>(stream), workspace, workspace_bytes);
   }
 
@@ -115,6 +116,7 @@ class SessionCuda final : public EngineSessionCuda {
   std::vector<char> packed_[3];
   cudaStream_t stream_ = nullptr;
   std::atomic<bool> busy_{false};
+  bool enqueued_ = false;  // something on a stream of the caller's that may still be using the workspace
   int launches_ = 0;
 };
 
@@ -186,6 +188,10 @@ Status SessionCuda::run_host(const TensorView& input, const TensorView& output, 
   const DeviceGuard guard(device());
   DVT_RETURN_IF_ERROR(guard.status());
   DVT_RETURN_IF_ERROR(check_tensors(plan_.kind, plan_.options, input, output, raw));
+  if (enqueued_) {
+    DVT_CUDA(cudaDeviceSynchronize(), "waiting for an earlier run of the session");
+    enqueued_ = false;
+  }
   const TensorView* host[] = {&input, &output, raw};
   TensorView staged[3];
   for (int i = 0; i < 3; ++i) {

@@ -1,5 +1,5 @@
 // Adam on arrays: dense, and lazily on listed entries. The fit's own kernels have their step of Adam where the gradient
-// is made (touched_entries.cu, mlp.cu, artifacts.cu); these serve tests and anything else that holds gradients.
+// is made (lazy_grid.cu, mlp.cu, artifacts.cu); these serve tests and anything else that holds gradients.
 //
 // Dense: 28 bytes a parameter, so the memory's speed. Lazy: a thread a float, neighbours of an entry in one warp.
 #include "cuda/op_registry.h"

@@ -14,7 +14,7 @@ namespace dvt::cuda {
 // kernel at its end moves the clock, so that the same graph serves every step.
 struct FitClock {
   int32_t step;    // steps taken; a kernel's own is step + offset
-  uint32_t epoch;  // the mark of the entries that the batch of `step` reads (touched_entries_cuda.h)
+  uint32_t epoch;  // the mark of the entries that the batch of `step` reads (lazy_grid_cuda.h)
 };
 
 // params, exp_avg, exp_avg_sq, grads: [n].

@@ -43,7 +43,7 @@ __global__ void check_features_kernel(const T* x, int64_t count, int64_t* bad) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i * kVector < count; i += stride) {
-    T values[kVector];
+    alignas(16) T values[kVector];
     const int64_t at = i * kVector;
     if (at + kVector <= count)
       *reinterpret_cast<uint4*>(values) = ptx::load_once(reinterpret_cast<const uint4*>(x + at));

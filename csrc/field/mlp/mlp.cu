@@ -2,8 +2,7 @@
 //   y   = relu(x W^T + b)          NT, tiles of 128 x 64: 96 and 192 blocks for batch 2,048 and widths 384 and 768
 //   d_x = d_y W, masked by ReLU    NN, tiles of 64 x 64
 //   d_W = d_y^T x, Adam            TN, tiles of 64 x 64; the sum over the batch is split so that all SMs have some of
-//   it,
-//                                  and Adam follows where the parts are added: no gradient is written
+//                                  it, and Adam follows where the parts are added: no gradient is written
 // and a kernel for the bias: sums of d_y's columns, in one order, then Adam.
 //
 // FLOPs a step of batch 2,048 at C = 768: F 1.4 GFLOP forward and 2.8 backward, h 1.4 and 2.1.

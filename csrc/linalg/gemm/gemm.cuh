@@ -126,10 +126,10 @@ DVT_DEVICE void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (
     ptx::mma_m16n8k16_bf16(c, a, b);
 }
 
-// To the nearest number of 11 bits, in bits that the tensor cores do not read more of: two instructions, where the
-// conversion takes three. The limit keeps 0x7fffffff, the NaN of the processor, from becoming zero.
+// To the nearest number of 11 bits, in bits that the tensor cores do not read more of. The limit keeps NaN from becoming
+// zero, also 0x7fffffff, that of the processor, and its negative.
 DVT_DEVICE uint32_t round_operand(uint32_t x) {
-  return static_cast<uint32_t>(min(static_cast<int>(x), 0x7fffefff) + 0x1000);
+  return (x & 0x80000000u) | (min(x & 0x7fffffffu, 0x7fffefffu) + 0x1000u);
 }
 
 // Registers of `float` operands hold any float.

@@ -10,10 +10,11 @@
 // Three ways to keep 132 multiprocessors busy, and the second-level cache not too busy:
 //   alone    blocks take tile after tile (a grid of as many blocks as there are tiles, or of one a multiprocessor);
 //            copies of the next tile run while this one's epilogue does.
-//   shared   the same in pairs (clusters of two), for two tiles with the same rows: each block fetches half of x for
-//   both. split    for few rows: a cluster of up to 8 blocks has one tile, each sums a part of K, then each reads all
-//   parts of
-//            its share of the rows through distributed shared memory, in the order of the parts: the same bits always.
+//   shared   the same in pairs (clusters of two), for two tiles with the same rows: each block fetches half of x
+//            for both.
+//   split    for few rows: a cluster of up to 8 blocks has one tile, each sums a part of K, then each reads its share
+//   of
+//            the rows of all parts through distributed shared memory, in the order of the parts: the same bits always.
 //
 // Counted, 16-bit types, a stage of kM = 128: (128 + kN) 128 bytes of traffic, half of x less if shared, for 4 kN
 // cycles of the tensor cores: 32 KB for 512, 40 (32) KB for 768, 48 (40) KB for 1024 cycles with kN = 128, 192, 256.
