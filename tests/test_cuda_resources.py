@@ -1,8 +1,10 @@
 """Kernels keep what they work with in registers: none spills beyond a short list."""
 
 import importlib.util
+import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -79,9 +81,10 @@ def kernels(tool):
     cuobjdump = tool.find_cuobjdump()
     if not cuobjdump:
         pytest.skip("no cuobjdump: it comes with the CUDA toolkit, and as the package nvidia-cuda-cuobjdump")
-    if not tool.LIBRARY.is_file():
+    library = Path(os.environ.get("DVT_FAST_RESOURCES", tool.LIBRARY))  # which `make resources` sets
+    if not library.is_file():
         pytest.skip("this build has no CUDA library: there was no nvcc")
-    return tool.read([tool.LIBRARY], cuobjdump)
+    return tool.read([library], cuobjdump)
 
 
 def allowed(kernel) -> int:
@@ -95,6 +98,8 @@ def test_no_kernel_spills_beyond_the_list(tool, kernels):
 
 
 def test_the_list_names_what_is_there(kernels):
+    if {k.architecture for k in kernels} < {"sm_90a", "sm_120"}:
+        pytest.skip("some spill on one architecture only, and this library has few: make resources")
     assert not [start for start in SPILLS if not any(k.name.startswith(start) for k in kernels)]
 
 
