@@ -95,8 +95,15 @@ class Session:
         return Job(name, list(command), self.out / f"{name}.log", self.env | env)
 
     def build(self) -> None:
+        # What setup.py does, without it: it needs a newer setuptools than a machine may have.
         cuda = "off" if os.environ.get("DVT_FAST_CUDA_LIBRARY") or self.dry_run else "on"
-        build = self.job("build", sys.executable, "setup.py", "build_ext", "--inplace", DVT_FAST_CUDA=cuda).start()
+        folder = ROOT / "build" / f"gpu-{sys.implementation.cache_tag}"
+        configure = ["cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
+        configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={ROOT / 'dvt_fast'}"]
+        architectures = os.environ.get("DVT_FAST_CUDA_ARCHITECTURES", "")
+        configure += [f"-DDVT_FAST_CUDA={cuda}", f"-DDVT_FAST_CUDA_ARCHITECTURES={architectures}"]
+        self.done.append(self.job("configure", *configure).start().wait(self.left()))
+        build = self.job("build", "cmake", "--build", str(folder), "--target", "dvt_package").start()
         self.done.append(build.wait(min(LIMITS["build"], self.left())))
         if self.dry_run and not os.environ.get("DVT_FAST_CUDA_LIBRARY"):
             code = "import sys; sys.path.append('tests'); import cuda_samples; print(cuda_samples.build_emulator())"
