@@ -211,6 +211,24 @@ def test_hash_grid_gradients_are_the_same_bits_where_torch_asks_for_them(cuda):
     assert torch.equal(first, second)
 
 
+def test_hash_grid_gradients_from_any_address(cuda):
+    """Autograd may hand over a slice of a larger tensor, where no four floats can be read at a time."""
+    torch = pytest.importorskip("torch")
+    from dvt_fast import hash_grid
+
+    grid = dvt_fast.HashGrid(2, n_levels=2, n_features_per_level=4, log2_hashmap_size=6, base_resolution=4)
+    coords = cuda.to_device(torch.rand(20, 2))
+    larger = cuda.to_device(torch.randn(1 + 20 * grid.n_output_dims))
+    d_out = larger[1:].reshape(20, grid.n_output_dims)
+    assert d_out.data_ptr() % 16 != 0
+    found = hash_grid._backward_params_cuda(coords, d_out, *grid.config)
+    expected = hash_grid._backward_params_cuda(coords, d_out.clone(), *grid.config)
+    np.testing.assert_allclose(cuda.to_numpy(found), cuda.to_numpy(expected), atol=1e-5)
+    layout = _native.HashGrid(n_input_dims=2, **dict(zip(hash_grid.TCNN_DEFAULTS, grid.config[1:])))
+    with pytest.raises(dvt_fast.InputError, match="d_out must be aligned to 16 bytes"):
+        _native.cuda_hash_grid_backward_params(layout, coords, d_out, found, 20, None, 0, 0)
+
+
 def test_memory_that_a_device_lacks(cuda):
     """An error with the size, and then a smaller array can be had."""
     free, _ = _native.cuda_memory(0)

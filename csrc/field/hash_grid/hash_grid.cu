@@ -146,6 +146,7 @@ Status hash_grid_forward(const HashGrid& grid, const float* coords, const float*
                          cudaStream_t stream) {
   if (n <= 0) return Status();
   DVT_RETURN_IF_ERROR(check_aligned(params, "params"));
+  DVT_RETURN_IF_ERROR(check_aligned(out, "out"));
   return for_shape(grid, [&](auto dims, auto v) {
     return launch("hash_grid_forward", hash_grid_forward_kernel<dims.value, v.value>,
                   points_launch(grid, v.value, n, stream), grid, coords, params, n, out);
@@ -157,6 +158,7 @@ int64_t hash_grid_workspace(const HashGrid& grid) { return grid.n_params() * 8 +
 Status hash_grid_backward_params(const HashGrid& grid, const float* coords, const float* d_out, int64_t n,
                                  float* d_params, void* workspace, cudaStream_t stream) {
   DVT_RETURN_IF_ERROR(check_aligned(d_params, "d_params"));
+  DVT_RETURN_IF_ERROR(check_aligned(d_out, "d_out"));
   auto* sums = static_cast<unsigned long long*>(workspace);
   if (!workspace || n <= 0) {
     DVT_CUDA(cudaMemsetAsync(d_params, 0, static_cast<size_t>(grid.n_params()) * sizeof(float), stream),

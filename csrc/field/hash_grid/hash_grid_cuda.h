@@ -1,5 +1,5 @@
 // The hash grid on the device, for any configuration; hash_grid.h says what it computes. All pointers are device
-// memory, params and d_params aligned to 16 bytes.
+// memory, all but coords and d_coords aligned to 16 bytes.
 #pragma once
 
 #include <cuda_runtime.h>
