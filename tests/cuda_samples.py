@@ -96,7 +96,9 @@ class Cuda:
 
     def synchronize(self) -> None:
         """Wait for the device."""
-        if not self.emulated:
+        if self.emulated:
+            ctypes.CDLL(str(self.library)).dvt_emulator_synchronize()
+        else:
             import torch
 
             torch.cuda.synchronize()
