@@ -9,7 +9,17 @@
 
 namespace dvt {
 
-enum class StatusCode { ok = 0, invalid_argument, non_finite, unsupported, cancelled, busy, out_of_memory, device_failed, internal };
+enum class StatusCode {
+  ok = 0,
+  invalid_argument,
+  non_finite,
+  unsupported,
+  cancelled,
+  busy,
+  out_of_memory,
+  device_failed,
+  internal
+};
 
 class [[nodiscard]] Status {
  public:

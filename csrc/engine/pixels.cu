@@ -1,4 +1,5 @@
-// `prepare_pixels` on a device: what images must be, and the order of the two passes; the kernels are in resize_tables.cu and resize.cu.
+// `prepare_pixels` on a device: what images must be, and the order of the two passes; the kernels are in
+// resize_tables.cu and resize.cu.
 #include <algorithm>
 #include <cmath>
 

@@ -126,8 +126,8 @@ DVT_DEVICE void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (
     ptx::mma_m16n8k16_bf16(c, a, b);
 }
 
-// To the nearest number of 11 bits, in bits that the tensor cores do not read more of. The limit keeps NaN from becoming
-// zero, also 0x7fffffff, that of the processor, and its negative.
+// To the nearest number of 11 bits, in bits that the tensor cores do not read more of. The limit keeps NaN from
+// becoming zero, also 0x7fffffff, that of the processor, and its negative.
 DVT_DEVICE uint32_t round_operand(uint32_t x) {
   return (x & 0x80000000u) | (min(x & 0x7fffffffu, 0x7fffefffu) + 0x1000u);
 }
