@@ -40,7 +40,8 @@ class CMakeBuild(build_ext):
         super().copy_extensions_to_source()
         for folder in ("lib", "include"):
             built, source = Path(self.build_lib, "dvt_fast", folder), ROOT / "dvt_fast" / folder
-            shutil.copytree(built, source, symlinks=True, dirs_exist_ok=True)
+            shutil.rmtree(source, ignore_errors=True)  # an earlier build may have made what this one does not
+            shutil.copytree(built, source, symlinks=True)
 
 
 setup(ext_modules=[Extension("dvt_fast._native", sources=[])], cmdclass={"build_ext": CMakeBuild})

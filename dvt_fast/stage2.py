@@ -133,6 +133,8 @@ def denoise(
         raise InputError(f"vit must be a dvt_fast.ViT, got str: dvt_fast.ViT({vit!r}) makes one")
     if isinstance(stage1, bool):
         stage1 = DEFAULT_PLAN if stage1 else None
+    if stage1 is None and "device" in options:
+        raise InputError("device: features are denoised where the ViT is, so give it there: ViT(..., device='cuda')")
     if stage1 is None and options:
         raise InputError(f"{', '.join(options)}: options of stage 1, which is not asked for: give stage1, too")
     model = _denoiser(denoiser, vit)

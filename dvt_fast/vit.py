@@ -19,7 +19,7 @@ import numpy as np
 
 from . import cuda_views, hub, vit_weights
 from . import images as _images
-from .errors import InputError, WeightsError
+from .errors import InputError, UnsupportedError, WeightsError
 from .extras import require
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ class ViT:
     loaded_grid, what its position embeddings were loaded for.
 
     Raises `InputError` (an unknown name, with the nearest ones; a size, stride, layer or device that cannot be),
-    `WeightsError` (weights that cannot be found, read or fitted) and `MissingExtraError` (no torch or timm).
+    `UnsupportedError` (no GPU for torch), `WeightsError` (weights that cannot be found, read or fitted) and
+    `MissingExtraError` (no torch or timm).
     """
 
     def __init__(
@@ -361,4 +362,7 @@ def _device(device: Any) -> torch.device:
         torch.zeros(1, device=device)
         return torch.device(device)
     except Exception as error:  # torch says "no such device" in many ways
+        if str(device).partition(":")[0] == "cuda" and not torch.cuda.is_available():
+            why = "this build of torch computes on the CPU only" if torch.version.cuda is None else "torch finds no GPU"
+            raise UnsupportedError(f"device {str(device)!r} cannot be used: {why}") from None
         raise InputError(f"device {str(device)!r} cannot be used: {vit_weights.one_line(error)}") from None

@@ -71,7 +71,7 @@ def test_a_library_that_is_not_there():
 def test_a_library_of_something_else():
     other = next((ROOT / "dvt_fast" / "lib").glob("libdvt_fast.so*"))
     message = last_line("import dvt_fast._native as n\nn.cuda_devices()", DVT_FAST_CUDA_LIBRARY=str(other))
-    assert message == f"dvt_fast.errors.UnsupportedError: {other} is of another build: build it again"
+    assert message == f"dvt_fast.errors.UnsupportedError: {other} is no CUDA library of dvt_fast"
 
 
 def test_backends_are_named_in_order():

@@ -32,7 +32,11 @@ Loaded load_from(const std::string& path) {
     return {nullptr, Status(StatusCode::unsupported, format("the CUDA library cannot be loaded: ", dlerror()))};
   const auto entry = reinterpret_cast<BackendEntry>(dlsym(handle, "dvt_cuda_backend"));
   const Backend* backend = entry ? entry(DVT_BACKEND_ABI) : nullptr;
-  if (!backend) return {nullptr, Status(StatusCode::unsupported, format(path, " is of another build: build it again"))};
+  if (!entry) return {nullptr, Status(StatusCode::unsupported, format(path, " is no CUDA library of dvt_fast"))};
+  if (!backend)
+    return {nullptr,
+            Status(StatusCode::unsupported,
+                   format(path, " is of another build of dvt_fast than the rest: build both again, or delete it"))};
   return {backend, Status()};
 }
 

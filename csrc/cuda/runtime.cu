@@ -39,7 +39,8 @@ Status check(cudaError_t error, const char* what) {
   if (error == cudaErrorMemoryAllocation)
     return Status(StatusCode::out_of_memory, format(what, ": not enough device memory"));
   if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorUnsupportedPtxVersion)
-    return Status(StatusCode::unsupported, format(what, ": this build has no code for the device (", name, ")"));
+    return Status(StatusCode::unsupported, format(what, ": this build has no code for the device (", name,
+                                                  "): build it again with DVT_FAST_CUDA_ARCHITECTURES naming it"));
   return Status(StatusCode::internal, format(what, ": ", name, ": ", text));
 }
 

@@ -84,7 +84,7 @@ def _text(report: dict[str, Any]) -> str:
         state = f"available, instruction set {backend['active']}" if backend["active"] else "available"
         rows.append((backend["name"], state if backend["available"] else f"not available: {backend['reason']}"))
         rows += [("", line) for line in backend["devices"]]
-        rows += [("", f"{name} {value}") for name, value in backend["versions"].items() if value]
+        rows += [("", f"{name}: {value}") for name, value in backend["versions"].items() if value]
         for name, problem in backend["instruction_sets"].items():
             rows.append(("", f"{name}: {problem or ('in use' if name == backend['active'] else 'runs here')}"))
     rows.append(("threads", str(report["threads"] or "-")))
@@ -95,7 +95,7 @@ def _text(report: dict[str, Any]) -> str:
     if report["missing"]:
         lines += ["", "Missing:", *(f"  {line}" for line in report["missing"])]
     else:
-        lines += ["", "Nothing is missing."]
+        lines += ["", "No package is missing."]
     return "\n".join(lines)
 
 
