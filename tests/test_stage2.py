@@ -104,6 +104,8 @@ def test_what_is_refused(vit, image, denoiser, tmp_path):
         denoise(image, "dvt_mini", denoiser)
     with pytest.raises(InputError, match=r"denoiser must be a dvt_fast\.Denoiser or the path of one, got Identity"):
         denoise(image, vit, torch.nn.Identity())
+    with pytest.raises(InputError, match="device: features are denoised where the ViT is, so give it there"):
+        dvt_fast.denoise(image, vit, device="cuda")
     with pytest.raises(InputError, match="passes: options of stage 1, which is not asked for: give stage1, too"):
         denoise(image, vit, denoiser, passes=1)
     with pytest.raises(InputError, match="unknown option 'pases'"):
