@@ -184,7 +184,7 @@ DVT_DEVICE void stage_lines(const Params& params, const char* source, int line0,
 
 // kRows: target pixels across, of each warp; the tile has 8 kRows.
 template <class Pixels, class Out, int kRows>
-__global__ void __launch_bounds__(kThreads, Pixels::kBlocks) resize_kernel(Params params) {
+__global__ void __launch_bounds__(kThreads, kRows == 4 ? 3 : Pixels::kBlocks) resize_kernel(Params params) {
   typedef typename Pixels::Sum Sum;
   Shared<Pixels>& shared = ptx::shared<Shared<Pixels>>();
   const int lane = static_cast<int>(ptx::lane_id()), warp = static_cast<int>(threadIdx.x) / 32;

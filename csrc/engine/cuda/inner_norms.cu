@@ -63,7 +63,8 @@ __global__ void __launch_bounds__(32 * kWarps) queries_keys_kernel(QueriesKeysAr
   float v[kPerLane];
 #pragma unroll
   for (int i = 0; i < kPerLane; ++i) v[i] = lane + 32 * i < dim ? to_float(at[lane + 32 * i]) : 0.0f;
-  const RowNorm& norm = head < call.heads ? call.q_norm : call.k_norm;
+  RowNorm norm = call.q_norm;  // not by reference, for which all arguments would go to local memory
+  if (head >= call.heads) norm = call.k_norm;
   if (norm.kind != RowNorm::kNone) normalise_head(norm, dim, v);
   const int patch = static_cast<int>(token % call.tokens) - call.first_patch;
   if (call.cos && patch >= 0 && patch < call.patches) {
