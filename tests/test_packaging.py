@@ -15,7 +15,10 @@ import dvt_fast
 
 ROOT = Path(__file__).parents[1]
 # CMake and Ninja are those of this environment, as in the Makefile: with others everything would be compiled again.
-ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+ENVIRONMENT = os.environ | {
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "DVT_FAST_CUDA": "off",  # which takes minutes to compile
+}
 
 
 def python(code: str, *args: str, hide: str = "") -> subprocess.CompletedProcess[str]:
