@@ -68,8 +68,7 @@ def solve(
     else:
         views, places = check_problem(features, coords, keep_half=solver == "hashgrid")
         solution = _solve(views, places, parsed, progress)
-    meta = {"solver": solver, "options": _plain(options), "views": len(places), "version": __version__}
-    meta |= {"device": str(where), "info": solution.info, "seconds": {"solve": time.perf_counter() - start}}
+    meta = _solve_meta(solver, options, where, len(places), solution, time.perf_counter() - start)
     return _decomposition(views, solution, meta, features)
 
 
@@ -99,8 +98,7 @@ def solve_many(
     seconds = time.perf_counter() - start
     found = []
     for (views, places), solution, given in zip(problems, solutions, features):
-        meta = {"solver": solver, "options": _plain(options), "views": len(places), "version": __version__}
-        meta |= {"device": str(where), "info": solution.info, "seconds": {"solve": seconds}}
+        meta = _solve_meta(solver, options, where, len(places), solution, seconds)
         found.append(_decomposition(views, solution, meta, given))
     return found
 
@@ -176,6 +174,13 @@ def parse_options(solver: str, options: Mapping[str, Any]) -> Options:
     if not isinstance(solver, str) or solver not in SOLVERS:
         raise InputError(f"unknown solver {solver!r}; expected one of {', '.join(SOLVERS)}")
     return SOLVERS[solver].parse(options)
+
+
+def _solve_meta(
+    solver: str, options: Mapping[str, Any], where: Device, views: int, solution: Solution, seconds: float
+) -> dict[str, Any]:
+    meta = {"solver": solver, "options": _plain(options), "views": views, "version": __version__}
+    return meta | {"device": str(where), "info": solution.info, "seconds": {"solve": seconds}}
 
 
 def _direct_stream(
