@@ -328,9 +328,9 @@ def test_doctor_lists_every_package_of_the_extras():
             assert name == "dvt-fast" or PACKAGES[name][1] == extra, requirement
 
 
-def test_doctor_where_nothing_can_run():
+def test_doctor_where_nothing_can_run(tmp_path):
     command = [sys.executable, "-m", "dvt_fast.cli", "doctor"]
-    env = os.environ | {"DVT_FAST_ISA": "mmx"}
+    env = os.environ | {"DVT_FAST_ISA": "mmx", "DVT_FAST_CUDA_LIBRARY": str(tmp_path / "absent.so")}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
     assert done.returncode == 1 and done.stderr == ""
     assert "cpu: DVT_FAST_ISA must be generic, avx2, avx512 or neon, got 'mmx'" in done.stdout

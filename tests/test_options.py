@@ -1,5 +1,7 @@
 """The solvers' options: what each takes, and one clear line for everything else, before any work is done."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -87,6 +89,7 @@ class NoViT:
     """Stands for a ViT that must not be used."""
 
     grid, dim = (3, 3), 4
+    device = SimpleNamespace(type="cpu", index=None)
     stride = patch_size = (16, 16)
     size = (48, 48)
 

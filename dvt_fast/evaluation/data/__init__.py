@@ -1,0 +1,1 @@
+"""Labelled images in folders, of the layouts that people have: classes of pixels, depth, boxes."""
