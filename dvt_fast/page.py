@@ -153,7 +153,7 @@ def ticks(low: float, high: float, logarithmic: bool) -> list[float]:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         values = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
     else:
-        steps = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1)
+        steps = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1, 2, 5, 10, 20, 50, 100)
         step = next(s for s in steps if (high - low) / s <= 6)
         values = [round(i * step, 10) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
     return [value for value in values if low <= value <= high]

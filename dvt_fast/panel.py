@@ -39,7 +39,7 @@ def draw(d: Decomposition, image: Any = None, patch: tuple[int, int] | None = No
     patch = _checked(patch, semantics)
     picture = None if image is None else load_image(image)
     below = (CAPTION, CAPTION + BAR, BAR)
-    page = Page(_aspect(picture, raw), 5, below, "Raw = semantics F + artifacts G + residual", _about_stage1(d))
+    page = Page(_aspect(picture, raw), 5, below, "Raw = semantics F + artifacts G + residual", about_stage1(d))
 
     # A constant may stand in F as well as in G. By convention G's robust mean over the patches is 0; drawn is the G
     # whose median is 0 channel by channel, so that its usual patch is grey.
@@ -84,7 +84,7 @@ def draw_denoised(d: Denoised, image: Any = None, patch: tuple[int, int] | None 
     first = 1 if picture else 0  # the column of raw
     last = first + len(features)  # the column of what was removed
     below = (CAPTION, CAPTION + BAR, CAPTION, BAR)
-    page = Page(_aspect(picture, raw), last + 1, below, "Raw = denoised + removed", _about_stage2(d), foot)
+    page = Page(_aspect(picture, raw), last + 1, below, "Raw = denoised + removed", about_stage2(d), foot)
 
     basis = visual.ColorBasis.fit(*features.values())
     for column, (name, part) in enumerate(features.items(), first):
@@ -107,7 +107,7 @@ def draw_denoised(d: Denoised, image: Any = None, patch: tuple[int, int] | None 
 
 def _norms(page: Page, row: int, column: int, parts: Parts) -> None:
     norms = {name: np.linalg.norm(part, axis=-1) for name, part in parts.items()}
-    low, high = _log_range(list(norms.values()))
+    low, high = log_range(list(norms.values()))
     for at, (name, norm) in enumerate(norms.items(), column):
         colors = visual.scale_colors(np.log(np.maximum(norm, low)), math.log(low), math.log(high))
         caption = f"median {number(float(np.median(norm)))}, largest {number(float(norm.max()))}"
@@ -177,7 +177,7 @@ def _about_vit(meta: Mapping[str, Any], features: Any) -> list[str]:
     return [*parts, f"{h} x {w} patches, {c} channels"]
 
 
-def _about_stage1(d: Decomposition) -> list[str]:
+def about_stage1(d: Decomposition) -> list[str]:
     """How it was made, of what `meta` says."""
     parts = _about_vit(d.meta, d.raw)
     if "solver" in d.meta:
@@ -186,7 +186,7 @@ def _about_stage1(d: Decomposition) -> list[str]:
     return [*parts, f"{seconds['total']:.2f} s"] if "total" in seconds else parts
 
 
-def _about_stage2(d: Denoised) -> list[str]:
+def about_stage2(d: Denoised) -> list[str]:
     parts = _about_vit(d.meta, d.raw)
     denoiser, seconds, stage1 = (d.meta.get(key) or {} for key in ("denoiser", "seconds", "stage1"))
     if denoiser:
@@ -207,7 +207,7 @@ def _patch_centers(h: int, w: int) -> np.ndarray:
     return np.stack([x, y], axis=-1).astype(np.float32)
 
 
-def _log_range(norms: list[np.ndarray]) -> tuple[float, float]:
+def log_range(norms: list[np.ndarray]) -> tuple[float, float]:
     """From a little below the usual norm of the smallest part to the largest norm: at most three decades."""
     high = max(float(norm.max()) for norm in norms) or 1.0
     low = min(float(np.percentile(norm, 5)) for norm in norms)
