@@ -92,7 +92,7 @@ def test_what_the_tests_and_benchmarks_import_is_declared_and_explained():
         for path in files
         for module in re.findall(r"^\s*(?:from|import) (\w+)(?:[. ]|$)", path.read_text(), re.M)
     }
-    rivals = {"tensorrt", "tinycudann"}  # of the GPU's benchmarks: measured where somebody has installed them
+    rivals = {"minepy", "tensorrt", "tinycudann"}  # compared with where somebody has installed them
     assert not [name for name in rivals if not re.search(rf"\b{name}\b", explained)]
     assert {names.get(module, module) for module in used - own} <= declared | rivals
 

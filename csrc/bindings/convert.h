@@ -47,6 +47,7 @@ inline Array<float> copy_of(const Array<float>& array) {
 
 void bind_core(py::module_& m);
 void bind_linalg(py::module_& m);
+void bind_mic(py::module_& m);
 void bind_field(py::module_& m);
 void bind_hashgrid(py::module_& m);
 void bind_direct(py::module_& m);

@@ -6,6 +6,7 @@ PYBIND11_MODULE(_native, m) {
   dvt::bindings::translate_exceptions();
   dvt::bindings::bind_core(m);
   dvt::bindings::bind_linalg(m);
+  dvt::bindings::bind_mic(m);
   dvt::bindings::bind_field(m);
   dvt::bindings::bind_hashgrid(m);
   dvt::bindings::bind_direct(m);

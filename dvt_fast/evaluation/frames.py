@@ -77,7 +77,7 @@ class Frame:
     def key(self) -> str:
         """16 hex digits for the content of the file and the part of it."""
         part = "" if (self.box, self.flip) == (WHOLE, False) else f" {self.box} {self.flip}"
-        return hashlib.sha256(f"{_content(str(self.image), _stamp(self.image))}{part}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{content(self.image)}{part}".encode()).hexdigest()[:16]
 
 
 def whole_frames(images: Sequence[Path]) -> list[Frame]:
@@ -116,6 +116,11 @@ def sliding_frames(image: Path, size: tuple[int, int], window: tuple[int, int], 
         for y in starts[0]
         for x in starts[1]
     ]
+
+
+def content(path: Path) -> str:
+    """64 hex digits for the content of a file, which is read once. Raises `InputError` where it cannot be."""
+    return _content(str(path), _stamp(path))
 
 
 def _stamp(path: Path) -> tuple[int, int]:
