@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import dataset, decompose, denoise, distill, doctor, export, train
+from . import dataset, decompose, denoise, distill, doctor, evaluate, export, look, train
 
 app = typer.Typer(
     name="dvt-fast",
@@ -22,7 +22,9 @@ app.command("decompose")(decompose.command)
 app.command("denoise")(denoise.command)
 app.command("distill")(distill.command)
 app.command("doctor")(doctor.command)
+app.add_typer(evaluate.app, name="eval")
 app.command("export")(export.command)
+app.command("look")(look.command)
 app.command("train")(train.command)
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from .. import __version__
+from ..machine import package_version, processor
 from ..runtime import backends, get_num_threads
 
 # What each optional package is for, and the extra that brings it.
@@ -25,6 +23,11 @@ PACKAGES = {
     "torch": ("running a ViT", "vit"),
     "timm": ("running a ViT", "vit"),
     "huggingface_hub": ("weights from the hub", "vit"),
+    "torchvision": ("measuring detection", "eval"),
+    "pycocotools": ("measuring detection", "eval"),
+    "scipy": ("measuring object discovery", "eval"),
+    "starlette": ("the page of `look`", "look"),
+    "uvicorn": ("the page of `look`", "look"),
     "ray": ("data sets on a cluster", "train"),
     "pyarrow": ("the manifest of a data set", "train"),
     "fsspec": ("reading and writing data sets", "train"),
@@ -49,7 +52,7 @@ def command(
 
 def examine() -> dict[str, Any]:
     """Everything that the command shows, as plain JSON types."""
-    packages = {name: _version(name) for name in PACKAGES}
+    packages = {name: package_version(name) for name in PACKAGES}
     found = backends()
     usable = any(backend.available for backend in found)
     # Not having a GPU is no fault, and what it would take is said beside the backend.
@@ -65,7 +68,7 @@ def examine() -> dict[str, Any]:
         "dvt_fast": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": "{}, {} cores".format(*processor()),
         "packages": packages,
         "backends": [backend.as_dict() for backend in found],
         "threads": get_num_threads() if usable else None,
@@ -97,22 +100,3 @@ def _text(report: dict[str, Any]) -> str:
     else:
         lines += ["", "No package is missing."]
     return "\n".join(lines)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = names[0] if names else name
-    return f"{name}, {cores} cores"

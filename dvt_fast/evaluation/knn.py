@@ -121,9 +121,7 @@ def knn(
     return Outcome(scores, details, {"examples": picture})
 
 
-def _loaded(
-    features: FeatureSource, variant: Variant, cuts: Sequence[Frame], progress: Progress | None
-) -> np.ndarray:
+def _loaded(features: FeatureSource, variant: Variant, cuts: Sequence[Frame], progress: Progress | None) -> np.ndarray:
     tokens = features.load(variant, cuts, progress)
     if not np.isfinite(tokens).all():
         raise NonFiniteError(f"variant {variant.name}: its features hold NaN or infinity")
