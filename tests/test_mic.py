@@ -183,7 +183,8 @@ def unrelated(n=12, h=6, w=8, c=5, seed=0):
 def test_scores_are_what_they_say():
     maps = unrelated() + 3 + unrelated(1, seed=1)
     found = Maps(maps).measured()
-    assert set(found.scores) == {"MIC", "position share", "same-place similarity"}
+    names = {"MIC", "MIC, images together", "position share", "same-place similarity", "same-place excess"}
+    assert set(found.scores) == names
     for score in found.scores.values():
         assert score.low < score.value < score.high and score.higher is False
     assert found.scores["position share"].value == pytest.approx(position_share(maps), abs=1e-6)
@@ -199,6 +200,7 @@ def test_scores_are_what_they_say():
     assert similarity["four corners"] == pytest.approx(same[[0, 0, -1, -1], [0, -1, 0, -1]].mean(), abs=1e-6)
     any_two = np.mean([np.einsum("abc,dec->abde", a, b) for a, b in pairs])
     assert similarity["any two places"] == pytest.approx(any_two, abs=1e-6) and any_two < same.mean()
+    assert found.scores["same-place excess"].value == pytest.approx(same.mean() - any_two, abs=1e-6)
 
     y, x = np.divmod(np.arange(48), 8)
     each = [[maximal_information(image.reshape(48, 5).astype(np.float32), at).max() for at in (x, y)] for image in maps]
@@ -223,9 +225,35 @@ def test_features_that_tell_the_place_score_high_and_clean_ones_do_not():
     assert np.asarray(dirty.pictures["places"]).mean() != np.asarray(clean.pictures["places"]).mean()
 
 
+def test_smooth_content_tells_the_place_within_an_image_but_not_over_images():
+    random = np.random.default_rng(0)
+    y, x = (np.arange(10) / 10 for _ in range(2))
+    slopes = random.standard_normal((40, 2, 1, 1, 4))
+    content = slopes[:, 0] * y[:, None, None] + slopes[:, 1] * x[None, :, None]
+    found = Maps(content).measured()
+    chance = found.details["MIC, images together"]["patches shuffled"]
+    assert found.scores["MIC"].value > 0.7, "a smooth map is a function of the place"
+    assert found.scores["MIC, images together"].value < chance + 0.15
+    place = np.stack(np.broadcast_arrays(x, x, y[:, None], y[:, None]), -1)
+    assert Maps(content / 10 + place).measured().scores["MIC, images together"].value > 0.7
+
+
+def test_all_patches_together_are_drawn_from_all_images():
+    maps = unrelated(9, 6, 8)
+    few, again = (Maps(maps).measured(MicSettings(draws=20, together=100)) for _ in range(2))
+    assert few.scores["MIC, images together"] == again.scores["MIC, images together"]
+    everything = Maps(maps).measured(MicSettings(draws=20)).scores["MIC, images together"].value
+    y, x = np.divmod(np.arange(48), 8)
+    values = maps.reshape(-1, 5).astype(np.float32)
+    assert everything == pytest.approx(np.mean([maximal_information(values, np.tile(at, 9)).max() for at in (x, y)]))
+    with pytest.raises(InputError, match="together must be at least 4 patches, got 3"):
+        MicSettings(together=3)
+
+
 def test_constant_features_tell_nothing():
     found = Maps(np.full((4, 3, 3, 2), 0.1)).measured()
     assert found.scores["MIC"].value == found.scores["position share"].value == 0
+    assert found.scores["MIC, images together"].value == 0
     assert found.scores["same-place similarity"].value == pytest.approx(1)
 
 

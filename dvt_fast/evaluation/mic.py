@@ -1,9 +1,11 @@
 """How much features tell of where in the frame a patch is, which features of the image's content should not.
 
-Three numbers, all lower where features are cleaner. "MIC": the maximal information coefficient between a channel and x
-or y of the patch, as the DVT paper measures it: within an image, of the channel that tells most. It asks for any
-relation, and so also sees content that follows the place, such as sky above road. "position share" and "same-place
-similarity" compare images with each other, and content that differs between images drops out.
+"MIC": the maximal information coefficient between a channel and x or y of the patch, as the DVT paper measures it:
+within an image, of the channel that tells most. It asks for any relation, and so it also sees content: a smooth map of
+anything is a function of the place, and cleaner features, being smoother, may score higher. The other numbers compare
+images with each other, and content that differs between them drops out: "MIC, images together", the same coefficient
+over patches of all images; "position share"; and "same-place similarity", with its excess over that of any two places.
+Those are lower where features are cleaner.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from .features import FeatureSource
     from .variants import Variant
 
+GROUPS = 8  # of images, left out one after the other where leaving out single ones would take too long
 FEWEST = 3  # images: with two, leaving one out leaves nothing to compare it with
 CORNERS = ([0, 0, -1, -1], [0, -1, 0, -1])  # rows and columns
 EXPLAINED = (
@@ -42,12 +45,13 @@ EXPLAINED = (
 @dataclass(frozen=True)
 class MicSettings:
     """alpha: grids of the coefficient have at most n^alpha cells, of n patches. clumps: of its search, for each column.
-    limit: of images, evenly spread over those given; None is all. draws: of the bootstrap. seed: of the bootstrap and
-    of the shuffled patches."""
+    limit: of images, evenly spread over those given; None is all. together: patches of all images in the coefficient
+    over images. draws: of the bootstrap. seed: of the bootstrap and of the patches that are drawn or shuffled."""
 
     alpha: float = 0.6
     clumps: int = 15
     limit: int | None = None
+    together: int = 4096
     draws: int = 1000
     seed: int = 0
 
@@ -56,13 +60,15 @@ class MicSettings:
             raise InputError(
                 f"alpha must be above 0 and at most 1, clumps at least 1, got {self.alpha} and {self.clumps}"
             )
+        if self.together < 4:
+            raise InputError(f"together must be at least 4 patches, got {self.together}")
         if self.limit is not None and self.limit < FEWEST:
             raise InputError(f"limit must be at least {FEWEST} images, which are compared, got {self.limit}")
 
     @classmethod
     def quick(cls) -> MicSettings:
-        """At most 10 images."""
-        return cls(limit=10)
+        """At most 10 images, and fewer patches of them together."""
+        return cls(limit=10, together=1024)
 
 
 def maximal_information(values: Any, target: Any, alpha: float = 0.6, clumps: int = 15) -> np.ndarray:
@@ -99,8 +105,10 @@ def mic(
 ) -> Outcome:
     """Measure how much the features of images tell of the place of a patch.
 
-    Scores: "MIC", the mean over images, and over x and y, of the channel that tells most; "position share", see
-    `artifact_map.position_share`; "same-place similarity", the mean cosine of tokens at one place of two images.
+    Scores: "MIC", the mean over images, and over x and y, of the channel that tells most; "MIC, images together", the
+    same over patches drawn from all images; "position share", see `artifact_map.position_share`; "same-place
+    similarity", the mean cosine of tokens at one place of two images, and "same-place excess", how much that is above
+    the mean cosine of tokens at any two places.
     Details: the MIC of x and y alone, of the mean channel, and of an image whose patches were shuffled, which is what
     chance gives; the share without its floor of 1 / n; the similarity of the four corners, and of tokens at any two
     places of two images, which is what the features have in common whatever the place.
@@ -120,14 +128,19 @@ def mic(
     best = information.max(2)
     each = best.mean(1)
 
+    together, chance = _together(maps, settings)
     products = _Products.of(maps)
     share = _jackknife(products.share, len(maps))
     scores = {
         "MIC": bootstrap(
             lambda i: float(each[i].mean()), len(maps), draws=settings.draws, seed=settings.seed, higher=False
         ),
+        "MIC, images together": together,
         "position share": share,
         "same-place similarity": _jackknife(lambda i: _between(products.cosines, i), len(maps)),
+        "same-place excess": _jackknife(
+            lambda i: _between(products.cosines, i) - _between(products.anywhere, i), len(maps)
+        ),
     }
     details = {
         "settings": asdict(settings),
@@ -139,6 +152,7 @@ def mic(
             "patches shuffled": _shuffled(maps[0], settings),
         },
         "MIC by image": each.tolist(),
+        "MIC, images together": {"patches shuffled": chance},
         "position share": {
             "floor": 1 / len(maps),
             **_named("corrected", _corrected(share, len(maps))),
@@ -165,6 +179,30 @@ def _shuffled(image: np.ndarray, settings: MicSettings) -> float:
     tokens = image.reshape(-1, image.shape[-1])
     moved = np.random.default_rng(settings.seed).permutation(tokens).reshape(image.shape)
     return float(_place_information(moved, settings).max(1).mean())
+
+
+def _together(maps: np.ndarray, settings: MicSettings) -> tuple[Score, float]:
+    """The coefficient over patches of all images, of the best channel, mean of x and y, and the same for patches that
+    were shuffled. The interval leaves out a group of images at a time, and draws as many patches from the others."""
+    n, h, w, c = maps.shape
+    random = np.random.default_rng(settings.seed)
+    groups = np.array_split(random.permutation(n), min(GROUPS, n))
+
+    def best(images: np.ndarray, shuffle: bool = False) -> float:
+        count = min(settings.together, len(images) * h * w)
+        # As many of each image as possible, and the places of each drawn anew.
+        order = np.concatenate([random.permutation(h * w) + i * h * w for i in images]).reshape(len(images), -1)
+        rows = order.T.ravel()[:count]
+        y, x = np.divmod(rows % (h * w), w)
+        tokens = maps.reshape(-1, c)[random.permutation(rows) if shuffle else rows]
+        found = [maximal_information(tokens, at, settings.alpha, settings.clumps).max() for at in (x / w, y / h)]
+        return float(np.mean(found))
+
+    value = best(np.arange(n))
+    without = np.array([best(np.setdiff1d(np.arange(n), group)) for group in groups])
+    error = np.sqrt((len(groups) - 1) * without.var())
+    reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * float(error)
+    return Score(value, value - reach, value + reach, higher=False), best(np.arange(n), shuffle=True)
 
 
 @dataclass(frozen=True)
