@@ -3,8 +3,8 @@
 For each input size and stride of the ViT of ../shared/data (ViT-Ti/16 AugReg, before and after its final norm): a map
 of 10 photos, how far those agree on it, and over 20 others the position share of raw features, of features without that
 map, without the map of the ViT's own resolution resampled to the grid (bicubic), and of `direct`. The floor of a share
-over n photos is 1 / n. Corner tokens are where this ViT's artifacts are giant: the share without them (two patches from
-patches from each corner) is beside it.
+over n photos is 1 / n. Corner tokens are where this ViT's artifacts are giant: the share without them (what is within
+two patches of 16 pixels of two edges) is beside it.
 
     python benchmarks/artifact_maps.py [--quick] [--json results.json]
 """

@@ -1,10 +1,12 @@
 """Does denoising clean the features of a real ViT, and by how much? Every task of `dvt-fast eval`, on real labels.
 
 The ViT (ViT-Ti/16 AugReg, last block, before and after its final norm) and the data are those of ../shared/data. First
-what the variants need is made, once: an artifact map of 20 photos, and a denoiser trained on stage 1 of 300 images that
-no test uses (see denoiser.py). Then each configuration under benchmarks/evaluations runs as `dvt-fast eval run` would
-run it, goes on where it was stopped, and its numbers are copied to benchmarks/results/evaluation. tools/results_page.py
-makes docs/results.md of those.
+what the variants need is made, once: an artifact map of 20 images, and a denoiser trained on stage 1 of 300 images,
+without labels (see denoiser.py). None of these is among the photos of `mic` and the test images of CamVid and the
+kitchen; but 102 of COCO's 128 images and 62 of the 92 raccoons are, so there stage 2 (and, by ten images, the map) has
+seen part of what it is tested on. Then each configuration under benchmarks/evaluations runs as `dvt-fast eval run`
+would run it, goes on where it was stopped, and its numbers are copied to benchmarks/results/evaluation.
+tools/results_page.py makes docs/results.md of those.
 
     python benchmarks/evaluate.py [before after ...] [--work folder]
 """

@@ -396,6 +396,10 @@ def test_depth_in_lists_of_pairs(tmp_path):
     assert (names(data.train), names(data.val)) == (["rgb_a", "rgb_b"], ["rgb_c"])
     assert "rgb_gone.jpg and bath/sync_depth_gone.png: no such file" in data.problems[0]
     assert "expected an image and its depth map" in data.problems[1]
+    text(tmp_path / "nyu_train.txt", pair.format("a"), pair.format("c"))
+    data = read_depth(tmp_path)
+    assert (names(data.train), names(data.val)) == (["rgb_a"], ["rgb_c"])
+    one_problem(data, tmp_path, "rgb_c.jpg", "listed in both train and val, left out of train")
     with pytest.raises(InputError, match="parts train and val of its own"):
         read_depth(tmp_path, val_fraction=0.5)
 
@@ -522,6 +526,15 @@ def test_parts_of_boxes(tmp_path):
     data = read_boxes(tmp_path / "coco")
     assert [one.image.parent.name for one in (*data.train, *data.val)] == ["train2017"] * 2 + ["val2017"] * 2
     assert names(read_boxes(coco(tmp_path / "cut", "abcd"), val_fraction=0.25).val) == ["d"]
+    for part, stems in (("train", "ab"), ("val", "bc")):
+        coco(tmp_path / "shared", stems, part=part)
+    for part in ("train", "val"):  # one folder for both parts
+        for path in (tmp_path / "shared/images" / part).iterdir():
+            path.rename(tmp_path / "shared/images" / path.name)
+        (tmp_path / "shared/images" / part).rmdir()
+    data = read_boxes(tmp_path / "shared")
+    assert (names(data.train), names(data.val)) == (["a"], ["b", "c"])
+    assert any("b.jpg: listed in both train and val" in line for line in data.problems)
     text(voc(tmp_path / "voc") / "ImageSets/Main/train.txt", "b")
     text(tmp_path / "voc/ImageSets/Main/val.txt", "a")
     data = read_boxes(tmp_path / "voc")
@@ -617,6 +630,7 @@ def test_a_missing_image_of_coco_is_named(tmp_path):
             {},
             "no usable image in the part val; 2 left out, the first: .*says 1 x",
         ),
+        (lambda root: coco(root, size=("wide", 1)), {}, "a.jpg: width and height: expected numbers of pixels"),
         (lambda root: text(root / "annotations/a.json", "[").parents[1], {}, "a.json: not readable JSON"),
         (
             lambda root: coco(coco(root, part="train"), part="other"),

@@ -106,6 +106,8 @@ def test_variants_by_their_words(tmp_path):
     assert (found[3].name, found[3].file) == ("stage2 b", "a/b.pth")
     assert parse_variant("G=direct,part=artifacts").part == "artifacts"
     assert len({variant.key for variant in found}) == 4
+    assert parse_variant("stage2:runs/lr=0.1/b.pth").file == "runs/lr=0.1/b.pth"
+    assert parse_variant("a=stage2:runs/lr=0.1/b.pth").file == "runs/lr=0.1/b.pth"
     assert dataclasses.replace(found[1], name="another").key == found[1].key
 
 
@@ -122,6 +124,8 @@ def test_variants_by_their_words(tmp_path):
         ("direct,part=all", "part must be one of"),
         ("direct,views", "expected setting=value, got 'views'"),
         ("raw,passes=2", "takes no options of stage 1"),
+        ("raw,views=8", "takes no options of stage 1"),
+        ("stage2,seed=1", "takes no options of stage 1"),
     ],
 )
 def test_bad_variants(text, message):
@@ -171,6 +175,24 @@ def test_what_is_kept_is_not_computed_again(photos, vit, tmp_path, monkeypatch):
     assert passes == [5, 5, 5]
     for variant, kept in zip(variants, first):
         assert np.array_equal(Features(vit).load(variant, frames), kept), "and computed anew it is the same"
+
+
+def test_a_known_map_is_known_by_its_content(vit, tmp_path):
+    keys = []
+    for value in (0.0, 0.0, 1.0):
+        dvt_fast.ArtifactMap(np.full((*vit.grid, vit.dim), value, np.float32), {}).save(tmp_path / "known.safetensors")
+        keys.append(parse_variant(f"direct,artifacts={tmp_path / 'known.safetensors'}").key)
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_raw_is_the_same_beside_stage_1(vit, tmp_path):
+    """Views of so large a picture are of a smaller one."""
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
+    Image.fromarray(pixels).resize((1000, 800)).save(tmp_path / "large.png")
+    variants, frames = parse_variants(["raw", "direct,views=realtime"]), whole_frames([tmp_path / "large.png"])
+    beside, alone = Features(vit, tmp_path / "beside"), Features(vit, tmp_path / "alone")
+    assert beside.prepare(variants, frames) == [] == alone.prepare(variants[:1], frames)
+    assert np.array_equal(beside.load(variants[0], frames), alone.load(variants[0], frames))
 
 
 def test_coordinates_tell_every_place_apart():

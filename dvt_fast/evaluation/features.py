@@ -21,6 +21,7 @@ from ..arrays import to_numpy
 from ..artifact_map import ArtifactMap
 from ..errors import InputError, NonFiniteError
 from ..files import check_folder, pack_safetensors, read_safetensors, write_whole
+from ..images import reduce_for
 from ..progress import report
 from ..stage1 import solve
 from ..views import iter_views, plan_boxes, view_coords
@@ -154,7 +155,9 @@ class Features:
                 boxes = plan_boxes(same[0].views, same[0].seed)
                 batches = [self._forward(batch) for batch, _ in iter_views(picture, boxes, self.vit, self._batch)]
                 views, coords = np.concatenate(batches), view_coords(boxes, self.vit)
-                raw = views[-1]
+                smallest = float(boxes[:, 2].min()), float(boxes[:, 3].min())
+                if reduce_for(picture, self.size, smallest)[0] is picture:  # else its whole view is of fewer pixels
+                    raw = views[-1]
                 solved: dict[str, Decomposition] = {}
                 for variant in same:
                     solver = json.dumps([variant.kind, variant.solver_options], sort_keys=True)

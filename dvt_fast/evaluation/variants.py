@@ -56,7 +56,7 @@ class Variant:
         if self.is_stage1:
             plan_boxes(self.views, self.seed)
             parse_options(self.kind, self.solver_options)
-        elif self.options or self.part != "semantics":
+        elif self.options or (self.part, self.views, self.seed) != ("semantics", DEFAULT_PLAN, 0):
             raise InputError(f"variant {self.name}: {self.kind} takes no options of stage 1")
 
     @property
@@ -86,6 +86,9 @@ class Variant:
             found["file"] = hashlib.sha256(Path(self.file).read_bytes()).hexdigest()
         elif self.kind == "stage2":
             found["file"] = self.file or "of the ViT"
+        known = found.get("options", {}).get("artifacts")
+        if isinstance(known, str) and Path(known).is_file():  # the map that `direct` starts from
+            found["options"]["artifacts"] = hashlib.sha256(Path(known).read_bytes()).hexdigest()
         return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -97,6 +100,8 @@ def parse_variant(text: str) -> Variant:
     """
     head, *settings = text.split(",")
     name, equals, rest = head.partition("=")
+    if ":" in name:  # that "=" is in the path of the file
+        name, equals, rest = "", "", head
     kind, colon, file = (rest if equals else head).partition(":")
     name = name if equals else (f"{kind} {Path(file).stem}" if kind == "stage2" and file else kind)
     found: dict[str, Any] = {}

@@ -156,7 +156,7 @@ def _prepare(jobs: Sequence[Job], cache: Path) -> list[_Ready]:
         if key not in sets:
             sets[key] = job.task.read(job.paths, job.layout, job.read)
         data = thin(sets[key], job.train_images, job.val_images)
-        name = check_name(job.name or name_for(describe(data)["name"])) + job.suffix
+        name = check_name((job.name or name_for(describe(data)["name"])) + job.suffix)
         if any((one.job.task, one.name) == (job.task, name) for one in ready):
             raise InputError(f"two runs of {job.task.name} are called {name}: name them")
         spec = json.dumps(job.vit, sort_keys=True)

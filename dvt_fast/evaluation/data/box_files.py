@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from ...errors import InputError
 from ...images import IMAGE_EXTENSIONS
-from .folders import TRAIN, VAL, Cut, Pair, first_folder, read_text
+from .folders import TRAIN, VAL, Cut, Pair, first_folder, read_text, without_shared
 
 Edges = tuple[float, float, float, float]
 
@@ -65,7 +65,7 @@ def parse_voc(pair: Pair, difficult: bool = True) -> Annotated:
     found = Annotated(pair.image, pair.label)
     try:
         width, height = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("width", "height"))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InputError(f"{pair.label}: size: expected numbers of pixels") from None
     found.size = (width, height) if width and height else None  # some tools write no size, or 0
     for number, item in enumerate(root.iter("object"), 1):
@@ -122,7 +122,7 @@ def coco_parts(folder: Path, cut: Cut, problems: list[str]) -> tuple[dict[str, l
         found[part] = _entries(path, content, files, _inside(folder, part), problems)
     if "all" not in found:
         cut.refuse(folder)
-        return found, names
+        return without_shared(found, problems), names
     return (cut.apply(found["all"], folder) if cut.asked else {"train": [], "val": found["all"]}), names
 
 
@@ -130,7 +130,10 @@ def parse_coco(entry: Entry) -> Annotated:
     """Boxes (left, top, width, height) in pixels, without crowds. Raises `InputError`."""
     found = Annotated(entry.image, entry.path)
     width, height = entry.content.get("width"), entry.content.get("height")
-    found.size = (int(width), int(height)) if width and height else None
+    try:
+        found.size = (int(width), int(height)) if width and height else None
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{entry.path}: {entry.image.name}: width and height: expected numbers of pixels") from None
     for item in entry.annotations:
         where = f"{entry.path} annotation {item.get('id', '?')}"
         if item.get("iscrowd"):
@@ -138,7 +141,7 @@ def parse_coco(entry: Entry) -> Annotated:
         try:
             left, top, w, h = map(float, item["bbox"])
             found.objects.append(Object(where, int(item["category_id"]), (left, top, left + w, top + h)))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             found.told.append(f"{where}: expected a category_id and a bbox of four numbers")
     return found
 
@@ -181,12 +184,12 @@ def _entries(
     """Each image of the file that is there, sorted by name, with its annotations."""
     by_image = defaultdict(list)
     for item in content["annotations"]:
-        if isinstance(item, dict):
-            by_image[item.get("image_id")].append(item)
+        if isinstance(item, dict) and isinstance(item.get("image_id"), (int, str)):
+            by_image[item["image_id"]].append(item)
     found = {}
     for item in content["images"]:
         name = item.get("file_name") if isinstance(item, dict) else None
-        if not isinstance(name, str) or "id" not in item:
+        if not isinstance(name, str) or not isinstance(item.get("id"), (int, str)):
             problems.append(f"{path}: {str(item)[:60]}: expected an image with an id and a file_name")
             continue
         image = files.get(inside + name) or files.get(name) or files.get(Path(name).name)

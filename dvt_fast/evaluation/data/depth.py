@@ -22,6 +22,7 @@ from .folders import (
     check_size,
     find_parts,
     read_lines,
+    without_shared,
 )
 from .labelled import DepthData, Labelled
 
@@ -64,7 +65,7 @@ def read_depth(
         parts = find_parts(folder, TREE, cut, problems)
     else:
         cut.refuse(folder)
-        parts = {part: _listed(path, folder, problems) for part, path in lists.items()}
+        parts = without_shared({part: _listed(path, folder, problems) for part, path in lists.items()}, problems)
 
     def check(pair: Pair) -> Labelled:
         assert pair.label is not None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from ...errors import InputError
 from ...extras import require
@@ -19,6 +19,14 @@ from ...images import IMAGE_EXTENSIONS, load_image
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class OfImage(Protocol):
+    @property
+    def image(self) -> Path: ...
+
+
+Imaged = TypeVar("Imaged", bound=OfImage)
 
 DOCUMENT = "see docs/data-layouts.md"
 # What people call the folders of the two parts.
@@ -131,9 +139,14 @@ def find_parts(
                 found[part].append(Pair(pictures[name], marks.get(name)))
     if "all" in found:
         return {"train": [], "val": found["all"]} if whole and not cut.asked else cut.apply(found["all"], folder)
-    both = {pair.image for pair in found["train"]} & {pair.image for pair in found["val"]}
+    return without_shared(found, problems)
+
+
+def without_shared(parts: dict[str, list[Imaged]], problems: list[str]) -> dict[str, list[Imaged]]:
+    """The parts train and val of what has an `image`; one that is in both is only tested on."""
+    both = {item.image for item in parts["train"]} & {item.image for item in parts["val"]}
     problems += [f"{image}: listed in both train and val, left out of train" for image in sorted(both)]
-    return {"train": [pair for pair in found["train"] if pair.image not in both], "val": found["val"]}
+    return parts | {"train": [item for item in parts["train"] if item.image not in both]}
 
 
 def by_name(folder: Path, extensions: Iterable[str], problems: list[str]) -> dict[str, Path]:
