@@ -5,7 +5,7 @@ import pytest
 
 from dvt_fast.errors import Cancelled, InputError
 from dvt_fast.evaluation.data.labelled import BoxData, Boxed
-from dvt_fast.evaluation.discover import DiscoverSettings, discover, iou, lost
+from dvt_fast.evaluation.discover import DiscoverSettings, discover, frames, iou, lost
 from dvt_fast.evaluation.variants import Variant
 
 Image = pytest.importorskip("PIL.Image")
@@ -155,6 +155,45 @@ def test_controls_by_hand(data):
     assert scores["CorLoc, whole image"].higher is None and scores["CorLoc"].higher is True
 
 
+def test_crops_are_scored_by_what_is_in_them(tmp_path):
+    """Features that show the one object of each image, wherever the crop has left it, find it in all crops; those that
+    always show the place where it was in the whole image do not."""
+    images = []
+    for i in range(12):
+        path = tmp_path / f"{i}.png"
+        Image.new("RGB", (320, 320)).save(path)
+        images.append(Boxed(path, (320, 320), np.array([[100 + 4 * i, 90, 210 + 4 * i, 230.0]]), np.zeros(1, np.int64)))
+    by_path = {one.image: one for one in images}
+
+    class Shown:
+        grid, size = (32, 32), (320, 320)
+
+        def __init__(self, follows):
+            self.follows = follows
+
+        def load(self, variant, shown, progress=None):
+            maps = []
+            for frame in shown:
+                one = by_path[frame.image]
+                inside = one.cut(frame) if self.follows else one
+                left, top, right, bottom = (inside.boxes[0] / np.tile(inside.size, 2) * 32).round().astype(int)
+                maps.append(planted(32, 32, (top, bottom), (left, right)))
+            return np.stack(maps)
+
+    data = BoxData("crops", ("thing",), (), tuple(images))
+    following, fixed = (discover(Shown(follows), RAW, data) for follows in (True, False))
+    count = following.details["crops with objects"]
+    assert count == len(frames(data, DiscoverSettings())) - 12 > 8
+    assert following.scores["CorLoc"].value == fixed.scores["CorLoc"].value == 1
+    assert following.scores["CorLoc, crops"].value == 1 > fixed.scores["CorLoc, crops"].value + 0.2
+    centre = np.array(following.details["centre box"])[None]
+    hits = []
+    for frame in frames(data, DiscoverSettings())[12:]:
+        inside = by_path[frame.image].cut(frame, 0.25)
+        hits.append(iou(centre * np.tile(inside.size, 2), inside.boxes).max() >= 0.5)
+    assert following.scores["CorLoc, crops, centre box"].value == pytest.approx(np.mean(hits))
+
+
 def test_the_same_again_and_something_to_look_at(data):
     first, second = (discover(Planted(), RAW, data) for _ in range(2))
     assert (first.scores, first.details) == (second.scores, second.details)
@@ -166,7 +205,8 @@ def test_the_same_again_and_something_to_look_at(data):
 def test_it_can_be_stopped(data):
     seen = []
     discover(Planted(), RAW, data, progress=lambda *told: seen.append(told))
-    assert seen == [(done, 4, "images") for done in (1, 2, 3, 4)]
+    crops = len(frames(data, DiscoverSettings())) - 4
+    assert seen == [(done, 4 + crops, "images") for done in range(1, 5 + crops)]
     with pytest.raises(Cancelled):
         discover(Planted(), RAW, data, progress=lambda *told: False)
 

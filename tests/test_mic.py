@@ -3,6 +3,7 @@
 import json
 from itertools import combinations
 from math import log
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -164,13 +165,16 @@ class Maps:
 
     size = (64, 64)
 
-    def __init__(self, maps):
+    def __init__(self, maps, crops=None):
         self.maps = np.asarray(maps, np.float32)
+        self.crops = None if crops is None else np.asarray(crops, np.float32)
         self.grid = self.maps.shape[1:3]
-        self.frames = [Frame(f"{i}.png") for i in range(len(maps))]
+        self.frames = [Frame(Path(f"{i}.png")) for i in range(len(maps))]
 
     def load(self, variant, frames, progress=None):
-        return self.maps[[self.frames.index(frame) for frame in frames]]
+        """The same for a crop of an image as for the image, or as `self.crops` has it."""
+        places = [[one.image for one in self.frames].index(frame.image) for frame in frames]
+        return (self.maps if self.crops is None or frames[0] in self.frames else self.crops)[places]
 
     def measured(self, settings=None, progress=None):
         return mic(self, RAW, self.frames, settings or MicSettings(draws=50), progress)
@@ -183,7 +187,8 @@ def unrelated(n=12, h=6, w=8, c=5, seed=0):
 def test_scores_are_what_they_say():
     maps = unrelated() + 3 + unrelated(1, seed=1)
     found = Maps(maps).measured()
-    names = {"MIC", "MIC, images together", "position share", "same-place similarity", "same-place excess"}
+    names = {"MIC", "MIC, crops", "MIC, images together", "position share", "position share, crops"}
+    names |= {"same-place similarity", "same-place excess"}
     assert set(found.scores) == names
     for score in found.scores.values():
         assert score.low < score.value < score.high and score.higher is False
@@ -238,6 +243,18 @@ def test_smooth_content_tells_the_place_within_an_image_but_not_over_images():
     assert Maps(content / 10 + place).measured().scores["MIC, images together"].value > 0.7
 
 
+def test_crops_are_measured_apart():
+    """What only whole pictures have, such as a subject in the middle, crops do not show."""
+    place = np.zeros((6, 8, 5))
+    place[..., 0] = np.linspace(-9, 9, 8)
+    found = Maps(unrelated() + place, crops=unrelated(seed=3)).measured()
+    assert found.scores["position share"].value > 0.7 > 0.2 > found.scores["position share, crops"].value
+    assert found.scores["MIC"].value > found.scores["MIC, crops"].value + 0.2
+    same = Maps(unrelated()).measured()
+    for name in ("MIC", "position share"):
+        assert same.scores[f"{name}, crops"].value == same.scores[name].value
+
+
 def test_all_patches_together_are_drawn_from_all_images():
     maps = unrelated(9, 6, 8)
     few, again = (Maps(maps).measured(MicSettings(draws=20, together=100)) for _ in range(2))
@@ -272,9 +289,10 @@ def test_the_interval_leaves_one_out_because_resampling_would_inflate_it():
 
 
 def test_images_are_limited_evenly_and_too_few_refused():
-    given = [Frame(f"{i}.png") for i in range(10)]
-    assert frames(given, MicSettings()) == given == frames(given, MicSettings(limit=99))
-    assert frames(given, MicSettings(limit=4)) == [given[i] for i in (0, 2, 5, 7)]
+    given = [Frame(Path(f"{i}.png")) for i in range(10)]
+    assert frames(given, MicSettings())[:10] == given == frames(given, MicSettings(limit=99))[:10]
+    assert [frame.image for frame in frames(given, MicSettings())[10:]] == [frame.image for frame in given]
+    assert frames(given, MicSettings(limit=4))[:4] == [given[i] for i in (0, 2, 5, 7)]
     assert MicSettings.quick().limit == 10
     assert Maps(unrelated()).measured(MicSettings(limit=3, draws=9)).details["images"] == 3
     for count in (0, 2):
@@ -287,8 +305,8 @@ def test_it_repeats_and_can_be_stopped():
     first = source.measured(progress=lambda *state: told.append(state))
     again = source.measured()
     assert first.scores == again.scores and first.details == again.details
-    assert told == [(i, 4, "images") for i in range(1, 5)]
-    with pytest.raises(Cancelled, match="2 of 4 images"):
+    assert told == [(i, 8, "images") for i in range(1, 9)]
+    with pytest.raises(Cancelled, match="2 of 8 images"):
         source.measured(progress=lambda done, total, what: done < 2)
     source.maps[1, 0, 0, 0] = np.nan
     with pytest.raises(NonFiniteError):

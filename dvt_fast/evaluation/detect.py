@@ -195,16 +195,9 @@ def _train_frames(data: BoxData, settings: DetectSettings) -> list[Frame]:
 
 
 def _in_frame(item: Boxed, frame: Frame, visible: float = 0.0) -> tuple[Found, tuple[int, int]]:
-    """Objects in pixels of the frame, without those of which less than the share `visible` is in it, and the frame's
-    (width, height) in pixels of the image."""
-    left, top, right, bottom = frame.edges(*item.size)
-    cut = frame.cut_boxes(item.boxes, *item.size)
-    kept = (_area(cut) > 0) & (_area(cut) >= visible * _area(item.boxes))
-    return Found.objects(cut[kept], item.classes[kept]), (right - left, bottom - top)
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    """Objects in pixels of the frame, see `Boxed.cut`, and the frame's (width, height) in pixels of the image."""
+    inside = item.cut(frame, visible)
+    return Found.objects(inside.boxes, inside.classes), inside.size
 
 
 def _to_size(found: Found, width_height: tuple[int, int], size: tuple[int, int]) -> Found:

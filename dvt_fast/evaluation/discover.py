@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..extras import require
 from ..progress import Progress, report
 from ..visual import directions
-from .frames import Frame, whole_frames
+from .frames import Frame, random_frames, whole_frames
 from .outcome import Outcome, Score, bootstrap
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ CENTRE = (0.5 - 0.5**0.5 / 2, 0.5 - 0.5**0.5 / 2, 0.5 + 0.5**0.5 / 2, 0.5 + 0.5*
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 FIXED_STEPS = 8  # edges of the boxes among which the best fixed one is looked for, a side
 NEARLY_WHOLE = 0.95
+VISIBLE = 0.25  # the share of an object that a crop must hold for it to be one there
 PICTURES, TILE, COLUMNS, GAP = 6, (320, 240), 3, 6
 PINK, LIGHT, DARK = (255, 60, 160), (255, 255, 255), (20, 20, 20)
 
@@ -119,7 +120,8 @@ def iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 def frames(data: BoxData, settings: DiscoverSettings) -> list[Frame]:
     """What `discover` takes features of. Raises `InputError` where no image has an object."""
-    return whole_frames([one.image for one in _with_objects(data)])
+    images = _with_objects(data)
+    return whole_frames([one.image for one in images]) + [frame for frame, _ in _crops(images)]
 
 
 def discover(
@@ -134,19 +136,29 @@ def discover(
 
     All images count, of both parts, as nothing is trained; those without objects cannot. Intervals are over images.
     The best fixed box is chosen with the labels at hand, so it is a bound of what one box for all images can reach.
+    "CorLoc, crops" is that of random crops of the images, every second one mirrored, in which objects are not where
+    photographers put them; of objects of which a quarter is inside, and beside it that of the centre box there.
     Raises `InputError` where no image has an object.
     """
     images = _with_objects(data)
+    crops = _crops(images)
+    shown = [*whole_frames([one.image for one in images]), *(frame for frame, _ in crops)]
     boxes = []
-    for done, frame in enumerate(frames(data, settings), 1):
+    for done, frame in enumerate(shown, 1):
         boxes.append(lost(features.load(variant, [frame])[0], settings).box)
-        report(progress, done, len(images), "images")
-    found = np.stack(boxes)
+        report(progress, done, len(shown), "images")
+    found = np.stack(boxes[: len(images)])
 
     fixed = _fixed_boxes()
     overlaps = np.stack([_best_ious(fixed, one) for one in images])
     best = max(range(len(fixed)), key=lambda i: ((overlaps[:, i] >= ENOUGH).mean(), overlaps[:, i].mean()))
     own = np.array([_best_ious(box[None], one)[0] for box, one in zip(found, images)])
+    in_crops = {
+        "CorLoc, crops": np.array(
+            [_best_ious(box[None], one)[0] for box, (_, one) in zip(boxes[len(images) :], crops)]
+        ),
+        "CorLoc, crops, centre box": np.array([_best_ious(np.array([CENTRE]), one)[0] for _, one in crops]),
+    }
     controls = {
         "centre box": np.array([_best_ious(np.array([CENTRE]), one)[0] for one in images]),
         "whole image": np.array([_best_ious(np.array([WHOLE]), one)[0] for one in images]),
@@ -157,12 +169,16 @@ def discover(
         "settings": asdict(settings),
         "images": len(images),
         "without objects": len(data.train) + len(data.val) - len(images),
+        "crops with objects": len(crops),
         "mean area": float(areas.mean()),
         "share of nearly whole images": float((areas >= NEARLY_WHOLE).mean()),
         "centre box": list(CENTRE),
         "best fixed box": fixed[best].tolist(),
     }
-    return Outcome(_scores(own, controls, settings.draws), details, {"boxes": _sheet(images, found)})
+    scores = _scores(own, controls, settings.draws)
+    for name, values in in_crops.items() if crops else ():
+        scores[name] = _mean(values >= ENOUGH, settings.draws, None if name.endswith("box") else True)
+    return Outcome(scores, details, {"boxes": _sheet(images, found)})
 
 
 def _with_objects(data: BoxData) -> list[Boxed]:
@@ -172,19 +188,25 @@ def _with_objects(data: BoxData) -> list[Boxed]:
     return images
 
 
+def _crops(images: Sequence[Boxed]) -> list[tuple[Frame, Boxed]]:
+    """A random crop of each image, and what is in it, where there is something."""
+    cut = [(frame, one.cut(frame, VISIBLE)) for frame, one in zip(random_frames([o.image for o in images]), images)]
+    return [(frame, one) for frame, one in cut if len(one.boxes)]
+
+
 def _scores(own: np.ndarray, controls: dict[str, np.ndarray], draws: int) -> dict[str, Score]:
     """From the best IoU of each image. A control is no variant: neither more nor less of it is better."""
-
-    def mean(values: np.ndarray, higher: bool | None = True) -> Score:
-        return bootstrap(lambda chosen: float(values[chosen].mean()), len(values), draws=draws, higher=higher)
-
     hits = own >= ENOUGH
     return (
-        {"CorLoc": mean(hits), "mean IoU": mean(own)}
-        | {f"CorLoc, {name}": mean(values >= ENOUGH, None) for name, values in controls.items()}
-        | {f"mean IoU, {name}": mean(values, None) for name, values in controls.items()}
-        | {"CorLoc over centre box": mean(hits.astype(float) - (controls["centre box"] >= ENOUGH))}
+        {"CorLoc": _mean(hits, draws), "mean IoU": _mean(own, draws)}
+        | {f"CorLoc, {name}": _mean(values >= ENOUGH, draws, None) for name, values in controls.items()}
+        | {f"mean IoU, {name}": _mean(values, draws, None) for name, values in controls.items()}
+        | {"CorLoc over centre box": _mean(hits.astype(float) - (controls["centre box"] >= ENOUGH), draws)}
     )
+
+
+def _mean(values: np.ndarray, draws: int, higher: bool | None = True) -> Score:
+    return bootstrap(lambda chosen: float(values[chosen].mean()), len(values), draws=draws, higher=higher)
 
 
 def _best_ious(boxes: np.ndarray, one: Boxed) -> np.ndarray:

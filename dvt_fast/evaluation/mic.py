@@ -5,7 +5,8 @@ within an image, of the channel that tells most. It asks for any relation, and s
 anything is a function of the place, and cleaner features, being smoother, may score higher. The other numbers compare
 images with each other, and content that differs between them drops out: "MIC, images together", the same coefficient
 over patches of all images; "position share"; and "same-place similarity", with its excess over that of any two places.
-Those are lower where features are cleaner.
+Those are lower where features are cleaner. And photographs have their subject in the middle and the sky on top: so the
+first and the third are there for random crops, too.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..errors import InputError
 from ..page import BAR, CAPTION, Page, number
 from ..progress import report
 from ..visual import directions, scale_colors
-from .frames import Frame
+from .frames import Frame, random_frames
 from .outcome import LEVEL, Outcome, Score, bootstrap
 
 if TYPE_CHECKING:
@@ -92,8 +93,17 @@ def maximal_information(values: Any, target: Any, alpha: float = 0.6, clumps: in
 
 def frames(data: Sequence[Frame], settings: MicSettings) -> list[Frame]:
     """All frames whose features `mic` asks for."""
+    chosen = _chosen(data, settings)
+    return chosen + _crops(chosen)
+
+
+def _chosen(data: Sequence[Frame], settings: MicSettings) -> list[Frame]:
     count = len(data) if settings.limit is None else min(settings.limit, len(data))
     return [data[i * len(data) // count] for i in range(count)]
+
+
+def _crops(chosen: Sequence[Frame]) -> list[Frame]:
+    return random_frames([frame.image for frame in chosen])
 
 
 def mic(
@@ -108,7 +118,8 @@ def mic(
     Scores: "MIC", the mean over images, and over x and y, of the channel that tells most; "MIC, images together", the
     same over patches drawn from all images; "position share", see `artifact_map.position_share`; "same-place
     similarity", the mean cosine of tokens at one place of two images, and "same-place excess", how much that is above
-    the mean cosine of tokens at any two places.
+    the mean cosine of tokens at any two places. "MIC, crops" and "position share, crops" are those of a random crop of
+    each image, every second one mirrored.
     Details: the MIC of x and y alone, of the mean channel, and of an image whose patches were shuffled, which is what
     chance gives; the share without its floor of 1 / n; the similarity of the four corners, and of tokens at any two
     places of two images, which is what the features have in common whatever the place.
@@ -116,27 +127,32 @@ def mic(
     Raises `InputError` for fewer than three images, `NonFiniteError`, and what `features.load` raises.
     """
     settings = settings or MicSettings()
-    chosen = frames(data, settings)
+    chosen = _chosen(data, settings)
     if len(chosen) < FEWEST:
         raise InputError(f"mic compares images: it needs at least {FEWEST}, got {len(chosen)}")
     maps = features.load(variant, chosen, progress)
+    cropped = features.load(variant, _crops(chosen))
     found = []
-    for done, image in enumerate(maps, 1):
+    for done, image in enumerate([*maps, *cropped], 1):
         found.append(_place_information(image, settings))
-        report(progress, done, len(maps), "images")
-    information = np.stack(found)  # [n, 2, C]
+        report(progress, done, 2 * len(maps), "images")
+    information = np.stack(found[: len(maps)])  # [n, 2, C]
     best = information.max(2)
-    each = best.mean(1)
+    each, each_crop = best.mean(1), np.stack(found[len(maps) :]).max(2).mean(1)
+
+    def mean_of(values: np.ndarray) -> Score:
+        draws, seed = settings.draws, settings.seed
+        return bootstrap(lambda i: float(values[i].mean()), len(values), draws=draws, seed=seed, higher=False)
 
     together, chance = _together(maps, settings)
     products = _Products.of(maps)
     share = _jackknife(products.share, len(maps))
     scores = {
-        "MIC": bootstrap(
-            lambda i: float(each[i].mean()), len(maps), draws=settings.draws, seed=settings.seed, higher=False
-        ),
+        "MIC": mean_of(each),
+        "MIC, crops": mean_of(each_crop),
         "MIC, images together": together,
         "position share": share,
+        "position share, crops": _jackknife(_Products.of(cropped).share, len(cropped)),
         "same-place similarity": _jackknife(lambda i: _between(products.cosines, i), len(maps)),
         "same-place excess": _jackknife(
             lambda i: _between(products.cosines, i) - _between(products.anywhere, i), len(maps)

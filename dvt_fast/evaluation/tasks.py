@@ -120,8 +120,8 @@ TASKS = {
         Task(
             "discover",
             "Object discovery",
-            "LOST finds one box an image from the features alone. CorLoc is the share of images whose box overlaps an "
-            "object by more than half; boxes that look at no image stand beside it.",
+            "LOST finds one box an image from the features alone. CorLoc is the share of images whose box has an IoU "
+            "of at least 0.5 with an object; boxes that look at no image stand beside it.",
             "boxes",
             ("scipy",),
         ),

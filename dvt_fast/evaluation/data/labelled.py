@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..frames import Frame
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -32,6 +34,18 @@ class Boxed:
     size: tuple[int, int]
     boxes: np.ndarray
     classes: np.ndarray
+
+    def cut(self, frame: Frame, visible: float = 0.0) -> Boxed:
+        """The objects in a frame of this image, in its pixels, clipped to it; without those that are outside it, or of
+        whose area less than the share `visible` is inside."""
+        left, top, right, bottom = frame.edges(*self.size)
+        boxes = frame.cut_boxes(self.boxes, *self.size)
+        kept = (_area(boxes) > 0) & (_area(boxes) >= visible * _area(self.boxes))
+        return Boxed(self.image, (right - left, bottom - top), boxes[kept], self.classes[kept])
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 @dataclass(frozen=True)
