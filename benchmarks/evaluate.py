@@ -8,7 +8,7 @@ seen part of what it is tested on. Then each configuration under benchmarks/eval
 would run it, goes on where it was stopped, and its numbers are copied to benchmarks/results/evaluation.
 tools/results_page.py makes docs/results.md of those.
 
-    python benchmarks/evaluate.py [before after ...] [--work folder]
+    python benchmarks/evaluate.py [main coco ...] [--work folder]
 """
 
 from __future__ import annotations
