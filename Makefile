@@ -43,8 +43,10 @@ demo: $(STAMP)-demo $(NATIVE)  ## install, clean the features of one photo, both
 	@dvt-fast denoise "$(ASTRONAUT)" --stage1 --out demo
 	@echo "The pictures are $(CURDIR)/demo/astronaut.png and astronaut-denoised.png"
 
+# Most tests keep one core busy: they run in as many processes as there are cores, with one thread of torch each.
 test: $(STAMP)-dev lint build  ## install, lint, build with warnings as errors, run every test
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist loadfile -m "not alone"
+	$(PY) -m pytest -m alone
 
 gpu:  ## on a machine with a GPU: build, test, sanitize and measure with $(PYTHON), within 9 minutes; nothing is installed
 	@$(PYTHON) tools/make_gpu.py $(GPU_ARGS)

@@ -7,6 +7,24 @@ from pathlib import Path
 
 import pytest
 
+# Files whose tests wait for a clock, or start processes that keep all cores busy. `make test` runs the others in several
+# processes at once, and these by themselves afterwards.
+ALONE = {
+    "test_bindings",
+    "test_capi_robot_loop",
+    "test_dataset_faults",
+    "test_dataset_ray",
+    "test_denoiser",
+    "test_engine_file",
+    "test_look_page",
+    "test_packaging",
+    "test_rerun_sink",
+    "test_speed",
+    "test_store",
+    "test_stream",
+    "test_threads",
+    "test_video_camera",
+}
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -30,6 +48,12 @@ def isa(request):
     _native.set_isa(request.param)
     yield request.param
     _native.set_isa(before)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in ALONE:
+            item.add_marker(pytest.mark.alone)
 
 
 def pytest_collection_finish(session):
