@@ -12,7 +12,7 @@ from ..files import write_whole
 from .charts import short
 from .compare import Difference, apart, best, compare
 from .html import Html, folded, join, table, tag
-from .report_run import anchor, cell, run_part
+from .report_run import anchor, cell, heading, run_part
 from .store import read_all
 from .tasks import TASKS
 
@@ -31,11 +31,19 @@ def write_report(out: Path, others: Sequence[Path] = ()) -> Path:
     A file of results in `out` that cannot be read is told of on the page. Raises `InputError` where `out` or one of
     `others` holds no results, and `OutputError`.
     """
-    documents, problems = _read(out)
-    sides = [(other.resolve().name, *_read(other)) for other in others]
+    documents, problems = read_results(out)
+    sides = [(name, *read_results(other)) for name, other in zip(_told_apart(out, others), others)]
     path = out / NAME
     write_whole(path, page(documents, out, problems, sides).encode())
     return path
+
+
+def read_results(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """As `store.read_all`; raises `InputError` also where there are none."""
+    documents, problems = read_all(folder)
+    if not documents:
+        raise InputError(problems[0] if problems else f"{folder}: no results of dvt-fast eval in it")
+    return documents, problems
 
 
 def page(
@@ -77,11 +85,10 @@ def page(
     return f"<!doctype html>\n{tag('html', head, tag('body', tag('main', *parts)), lang='en')}\n"
 
 
-def _read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    documents, problems = read_all(folder)
-    if not documents:
-        raise InputError(problems[0] if problems else f"{folder}: no results of dvt-fast eval in it")
-    return documents, problems
+def _told_apart(out: Path, others: Sequence[Path]) -> list[str]:
+    """The names of the folders to compare with; as they were given where one is not alone, or is that of `out`."""
+    names = [folder.resolve().name for folder in (*others, out)]
+    return [name if names.count(name) == 1 else str(other) for name, other in zip(names, others)]
 
 
 def _order(task: str) -> int:
@@ -113,10 +120,10 @@ def _glance(documents: Sequence[Mapping[str, Any]]) -> Html | None:
         top = best(scores, [row["variant"] for row in document["rows"]])
         columns.append({n: cell(score, index == top, False) for index, (n, score) in enumerate(zip(names, scores))})
         link = tag("a", f"{document['task']} {document['name']}", href=f"#{anchor(document)}")
-        head.append(join([link, tag("br"), name]))
+        head.append(join([link, tag("br"), heading(name, scores)]))
     variants = dict.fromkeys(name for column in columns for name in column)
     rows = [[name, *(column.get(name, "") for column in columns)] for name in variants]
-    return tag("section", tag("h2", "At a glance"), table("The first score of each run", head, rows))
+    return tag("section", tag("h2", "At a glance"), table("The first score of each run, its other scores below", head, rows))
 
 
 def _beside(

@@ -60,9 +60,18 @@ def cell(score: Mapping[str, Any] | None, is_best: bool, interval: bool = True) 
     return tag("td", mark, value, under, class_="number")
 
 
+def heading(name: str, scores: Sequence[Mapping[str, Any] | None]) -> Html:
+    """The name of a score, with an arrow to where it is better."""
+    arrow, told = _direction(scores)
+    return join([name, *([" ", tag("span", arrow, title=told, role="img", aria_label=told)] if arrow else [])])
+
+
 def _facts(document: Mapping[str, Any]) -> Html:
     data, vit = document["data"], document["vit"]
     counts = [f"{data['train']} training images" if data.get("train") else "", f"{data.get('val', 0)} test images"]
+    used = next((row["details"]["images"] for row in document["rows"] if "images" in row["details"]), None)
+    if isinstance(used, int) and used < data.get("val", 0):
+        counts.append(f"{used} of them measured")
     classes = f"{len(data['classes'])} classes" if data.get("classes") else ""
     size, grid = (" × ".join(map(str, vit.get(key) or ())) for key in ("size", "grid"))
     shown = {
@@ -85,8 +94,7 @@ def _scores(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Html:
     columns = []
     for name in names:
         scores = [row["scores"].get(name) for row in rows]
-        arrow, told = _direction(scores)
-        head.append(join([name, " ", tag("span", arrow, title=told, role="img", aria_label=told)]) if arrow else name)
+        head.append(heading(name, scores))
         top = best(scores, [row["variant"] for row in rows])
         columns.append([cell(score, index == top) for index, score in enumerate(scores)])
     body = [[row["variant"]["name"], *cells] for row, *cells in zip(rows, *columns)]

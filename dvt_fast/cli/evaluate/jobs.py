@@ -86,10 +86,12 @@ def carry_out(
 ) -> None:
     """Do all jobs, print what came out, and write the report; exits with 1 where something is missing from it."""
     common.check_backends()
+    from ...evaluation.report import read_results, write_report
+
     for other in compare:
         if not other.is_dir():
             raise InputError(f"{other}: no such folder to compare with")
-    from ...evaluation.report import write_report
+        read_results(other)
     from ...evaluation.run import run
 
     check_folder(out)

@@ -26,7 +26,7 @@ Denoisers = Annotated[
     list[str] | None,
     _variants("--denoiser", metavar="FILE", help="A trained denoiser, as a further variant. May be repeated."),
 ]
-Layout = Annotated[str, _labels(metavar="NAME", help="How the folder holds its labels: see docs/evaluation.md.")]
+Layout = Annotated[str, _labels(metavar="NAME", help="How the folder holds its labels: see docs/data-layouts.md.")]
 Read = Annotated[
     list[str] | None,
     _labels("--read", metavar="NAME=VALUE", help="How labels are read: ignore=[11], val_fraction=0.3, scale=5000."),

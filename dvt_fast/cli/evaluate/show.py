@@ -17,14 +17,15 @@ from ...evaluation.store import read_all
 
 
 def scores(document: Mapping[str, Any], kept: Iterable[str] = ()) -> None:
-    """The scores of a run, a variant a line. kept: variants that were measured before."""
+    """The scores of a run, a variant a line, an arrow where more or less is better. kept: variants that were measured before."""
     names = list(dict.fromkeys(name for row in document["rows"] for name in row["scores"]))
     rows = [
         [row["variant"]["name"], *(_with_interval(row["scores"].get(name)) for name in names)]
         for row in document["rows"]
     ]
     before = ", ".join(kept)
-    _table(f"{document['task']} {document['name']}", ["variant", *names], rows)
+    head = [f"{name} {_arrow(document['rows'], name)}".rstrip() for name in names]
+    _table(f"{document['task']} {document['name']}", ["variant", *head], rows)
     if before:
         typer.echo(f"measured before: {before}")
 
@@ -46,6 +47,12 @@ def comparison(here: Path, there: Path) -> None:
         _table(title, ["variant", "score", "here", "there", "difference", "95 %", ""], rows)
         for line in apart(document, other):
             typer.echo(f"not the same: {line}")
+
+
+def _arrow(rows: Iterable[Mapping[str, Any]], name: str) -> str:
+    """Which way a score is better."""
+    higher = next((row["scores"][name].get("higher") for row in rows if name in row["scores"]), None)
+    return "" if higher is None else "↑" if higher else "↓"
 
 
 def _with_interval(score: Mapping[str, Any] | None) -> str:
