@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-# Files whose tests wait for a clock, or start processes that keep all cores busy. `make test` runs the others in several
-# processes at once, and these by themselves afterwards.
+# Files whose tests wait for a clock, or start processes that keep all cores busy. `make test` runs the others in
+# several processes at once, and these by themselves afterwards.
 ALONE = {
     "test_bindings",
     "test_capi_robot_loop",

@@ -65,7 +65,7 @@ def test_a_task_writes_results_a_report_and_a_table(program, street, monkeypatch
     code, out, err = program("eval", "knn", street, *KNN, "--quick")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0] == "knn street" and lines[1].split()[:2] == ["variant", "mIoU"]
+    assert lines[0] == "knn street" and lines[1].split()[:3] == ["variant", "mIoU", "↑"]
     assert lines[2].startswith("raw ") and "[" in lines[2] and lines[-1] == "report: eval/report.html"
     (document,) = documents("eval").values()
     assert document["data"]["classes"] == ["left", "right", "ground <b>"]
@@ -278,6 +278,7 @@ def test_bad_configurations_are_one_line(program, street, tmp_path, config, mess
         (["knn", "{street}", "--name", "a/b"], "the name of a run is letters"),
         (["knn", "{street}", "--size", "65"], "size"),
         (["knn", "{street}", "--compare", "absent"], "absent: no such folder to compare with"),
+        (["knn", "{street}", "--compare", "{street}"], "no results of dvt-fast eval in it"),
         (["run", "absent.toml"], "absent.toml: No such file"),
         (["report", "absent"], "absent: no such folder"),
     ],

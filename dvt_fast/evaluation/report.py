@@ -123,7 +123,7 @@ def _glance(documents: Sequence[Mapping[str, Any]]) -> Html | None:
         head.append(join([link, tag("br"), heading(name, scores)]))
     variants = dict.fromkeys(name for column in columns for name in column)
     rows = [[name, *(column.get(name, "") for column in columns)] for name in variants]
-    return tag("section", tag("h2", "At a glance"), table("The first score of each run, its other scores below", head, rows))
+    return tag("section", tag("h2", "At a glance"), table("The first score of each run", head, rows))
 
 
 def _beside(

@@ -17,7 +17,7 @@ from ...evaluation.store import read_all
 
 
 def scores(document: Mapping[str, Any], kept: Iterable[str] = ()) -> None:
-    """The scores of a run, a variant a line, an arrow where more or less is better. kept: variants that were measured before."""
+    """The scores of a run, a variant a line; arrows say which way is better. kept: variants measured before."""
     names = list(dict.fromkeys(name for row in document["rows"] for name in row["scores"]))
     rows = [
         [row["variant"]["name"], *(_with_interval(row["scores"].get(name)) for name in names)]
