@@ -11,7 +11,7 @@ import pytest
 import dvt_fast.vit
 from dvt_fast.cli.evaluate.config import read_config
 from dvt_fast.errors import InputError, NonFiniteError
-from dvt_fast.evaluation import knn, tasks
+from dvt_fast.evaluation import knn, run, tasks
 from dvt_fast.evaluation.outcome import Outcome, bootstrap
 from street_samples import KNN, make_street
 
@@ -153,6 +153,12 @@ def test_images_that_cannot_be_used_are_left_out_and_told(program, tmp_path):
     assert "left out" in Path("eval/report.html").read_text()
     code, _, again = program("eval", "knn", street, *KNN)
     assert (code, again) == (1, err)
+
+
+def test_paths_of_problems_are_within_the_folder():
+    line = "s/images/train/a.png: no label of that name in s/labels/train"
+    assert run._within(Path("s"), line) == "images/train/a.png: no label of that name in labels/train"
+    assert run._within(Path("../s"), line.replace("s/images", "../s/images")).startswith("images/train/a.png")
 
 
 def test_compare_puts_runs_side_by_side(program, knn_street):

@@ -120,7 +120,7 @@ def test_variants_by_their_words(tmp_path):
         ("raw:file", "raw takes no file"),
         ("direct,views=some", "unknown view plan 'some'"),
         ("direct,passes=0", "passes must be a whole number of at least 1"),
-        ("direct,steps=3", "steps"),
+        ("direct,steps=3", "variant direct: unknown setting 'steps'; expected one of views, seed, part, grid"),
         ("direct,part=all", "part must be one of"),
         ("direct,views", "expected setting=value, got 'views'"),
         ("raw,passes=2", "takes no options of stage 1"),
@@ -230,6 +230,7 @@ def test_bootstrap_intervals_hold_what_they_say():
         held += score.low < 0 < score.high
     assert 180 <= held <= 199
     assert bootstrap(lambda pick: float("nan"), 3).low is None
+    assert bootstrap(lambda pick: 1.0, 1) == Score(1.0), "one item is no sample"
 
 
 def test_scores_are_json():

@@ -83,7 +83,8 @@ class DetectSettings:
 
 
 def frames(data: BoxData, settings: DetectSettings) -> list[Frame]:
-    """All frames whose features `detect` asks for."""
+    """All frames whose features `detect` asks for. Raises `InputError` where it has nothing to train on or to find."""
+    _check(data)
     train = _train_frames(data, settings)
     val = [item.image for item in data.val]
     return [*train, *whole_frames(val), *(random_frames(val) if settings.crops else [])]
@@ -107,13 +108,7 @@ def detect(
     """
     from .detector import Inputs, train_detector
 
-    objects = {split: sum(len(item.boxes) for item in getattr(data, split)) for split in ("train", "val")}
-    if not objects["train"]:
-        what = "objects" if data.train else "images"
-        raise InputError(f"{data.name}: no {what} to train a detector on: give a split, or a share for testing")
-    if not objects["val"]:
-        raise InputError(f"{data.name}: no objects in the test images, so nothing to find")
-
+    objects = _check(data)
     shown = _train_frames(data, settings)
     truth = [_in_frame(item, frame) for item, frame in zip([*data.train] * (1 + settings.flips), shown, strict=True)]
     inputs = Inputs(features.load(variant, shown, progress), features.grid, settings.positions, settings.device)
@@ -187,6 +182,17 @@ def _score(precision: Sequence[AveragePrecision], thresholds: slice, images: int
     seeds = [mean(one.official) for one in precision]
     score = bootstrap(resampled, images, draws=settings.draws, seeds=seeds if len(seeds) > 1 else ())
     return replace(score, value=float(np.mean(seeds)))
+
+
+def _check(data: BoxData) -> dict[str, int]:
+    """How many objects there are in each part."""
+    objects = {split: sum(len(item.boxes) for item in getattr(data, split)) for split in ("train", "val")}
+    if not objects["train"]:
+        what = "objects" if data.train else "images"
+        raise InputError(f"{data.name}: no {what} to train a detector on: read it with val_fraction=0.3, say")
+    if not objects["val"]:
+        raise InputError(f"{data.name}: no objects in the test images, so nothing to find")
+    return objects
 
 
 def _train_frames(data: BoxData, settings: DetectSettings) -> list[Frame]:

@@ -4,15 +4,15 @@
 within an image, of the channel that tells most. It asks for any relation, and so it also sees content: a smooth map of
 anything is a function of the place, and cleaner features, being smoother, may score higher. The other numbers compare
 images with each other, and content that differs between them drops out: "MIC, images together", the same coefficient
-over patches of all images; "position share"; and "same-place similarity", with its excess over that of any two places.
-Those are lower where features are cleaner. And photographs have their subject in the middle and the sky on top: so the
-first and the third are there for random crops, too.
+over patches of all images; "position share"; and "same-place excess", how much more alike tokens of one place are than
+those of any two. Those are lower where features are cleaner. And photographs have their subject in the middle and the
+sky on top: so MIC and the share are there for random crops, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -92,13 +92,15 @@ def maximal_information(values: Any, target: Any, alpha: float = 0.6, clumps: in
 
 
 def frames(data: Sequence[Frame], settings: MicSettings) -> list[Frame]:
-    """All frames whose features `mic` asks for."""
+    """All frames whose features `mic` asks for. Raises `InputError` for fewer than three images."""
     chosen = _chosen(data, settings)
     return chosen + _crops(chosen)
 
 
 def _chosen(data: Sequence[Frame], settings: MicSettings) -> list[Frame]:
     count = len(data) if settings.limit is None else min(settings.limit, len(data))
+    if count < FEWEST:
+        raise InputError(f"mic compares images: it needs at least {FEWEST}, got {count}")
     return [data[i * len(data) // count] for i in range(count)]
 
 
@@ -128,8 +130,6 @@ def mic(
     """
     settings = settings or MicSettings()
     chosen = _chosen(data, settings)
-    if len(chosen) < FEWEST:
-        raise InputError(f"mic compares images: it needs at least {FEWEST}, got {len(chosen)}")
     maps = features.load(variant, chosen, progress)
     cropped = features.load(variant, _crops(chosen))
     found = []
@@ -148,15 +148,17 @@ def mic(
     products = _Products.of(maps)
     share = _jackknife(products.share, len(maps))
     scores = {
-        "MIC": mean_of(each),
-        "MIC, crops": mean_of(each_crop),
-        "MIC, images together": together,
         "position share": share,
         "position share, crops": _jackknife(_Products.of(cropped).share, len(cropped)),
-        "same-place similarity": _jackknife(lambda i: _between(products.cosines, i), len(maps)),
         "same-place excess": _jackknife(
             lambda i: _between(products.cosines, i) - _between(products.anywhere, i), len(maps)
         ),
+        "MIC, images together": together,
+        # Neither is lower for cleaner features: the one also rises where they are smoother, the other where they have
+        # more in common whatever the place.
+        "MIC": replace(mean_of(each), higher=None),
+        "MIC, crops": replace(mean_of(each_crop), higher=None),
+        "same-place similarity": replace(_jackknife(lambda i: _between(products.cosines, i), len(maps)), higher=None),
     }
     details = {
         "settings": asdict(settings),

@@ -60,6 +60,8 @@ def bootstrap(
     trained, the statistic is the mean over them, so that the interval is of that mean.
     """
     value = float(statistic(np.arange(items)))
+    if items < 2:  # which all draws would repeat
+        return Score(value, seeds=tuple(float(v) for v in seeds), higher=higher)
     random = np.random.default_rng(seed)
     found = np.array([statistic(random.integers(0, items, items)) for _ in range(draws)], np.float64)
     found = found[np.isfinite(found)]

@@ -72,7 +72,8 @@ def _facts(document: Mapping[str, Any]) -> Html:
     used = next((row["details"]["images"] for row in document["rows"] if "images" in row["details"]), None)
     if isinstance(used, int) and used < data.get("val", 0):
         counts.append(f"{used} of them measured")
-    classes = f"{len(data['classes'])} classes" if data.get("classes") else ""
+    known = len(data.get("classes") or ())
+    classes = f"{known} class{'es' if known > 1 else ''}" if known else ""
     size, grid = (" × ".join(map(str, vit.get(key) or ())) for key in ("size", "grid"))
     shown = {
         "Data": ", ".join(part for part in (data.get("name"), *counts, classes) if part),
@@ -136,7 +137,8 @@ def _picture(path: Path, name: str, variant: str) -> Html:
         why = "too large for the page" if path.is_file() else "missing"
         return tag("figure", tag("p", f"{path.name}: {why}", class_="faint"), caption)
     content = base64.b64encode(path.read_bytes()).decode()
-    return tag("figure", tag("img", src=f"data:image/png;base64,{content}", alt=f"{name}, {variant}"), caption)
+    picture = tag("img", src=f"data:image/png;base64,{content}", alt=f"{name}, {variant}")
+    return tag("figure", picture, caption, tabindex="0", title="click to enlarge")
 
 
 def _details(rows: Sequence[Mapping[str, Any]]) -> list[Html]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -89,7 +90,7 @@ def run(
                 note("features")
             data, unread = _prepare(found, features, wanted, data, settings, progress)
             lines = [*problems_of(data), *unread]
-            store.document["problems"] = [line.replace(f"{folder}/", "") for line in lines] if folder else lines
+            store.document["problems"] = [_within(folder, line) for line in lines] if folder else lines
         ran.problems = store.document["problems"]
         for variant in wanted:
             if note:
@@ -109,12 +110,19 @@ def run(
     return ran
 
 
+def _within(folder: Path, line: str) -> str:
+    """A line without `folder` before the paths in it, but not within them: s is no folder of images/a.png."""
+    return re.sub(rf"(?<![\w./-]){re.escape(str(folder))}/", "", line)
+
+
 def _prepare(
     task: Any, features: Features, variants: list[Variant], data: Data, settings: Any, progress: Progress | None
 ) -> tuple[Data, list[str]]:
     """Make the features of all variants, and leave out images that cannot be read; a line for each of these."""
     frames = task.frames(data, settings)
-    if not (frames and features.prepare(variants, frames, progress)):
+    if not frames:
+        return readable(data)
+    if not features.prepare(variants, frames, progress):
         return data, []
     # What failed for another reason than the file, NaN say, fails the variant when it asks for these features.
     fewer, unread = readable(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,12 @@ class Variant:
             raise InputError(f"variant {self.name}: part must be one of {', '.join(PARTS)}, got {self.part!r}")
         if self.is_stage1:
             plan_boxes(self.views, self.seed)
+            known = dict.fromkeys(["views", "seed", "part", *(f.name for f in fields(SOLVERS[self.kind]))])
+            for name in self.options:
+                if name not in known:
+                    raise InputError(
+                        f"variant {self.name}: unknown setting {name!r}; expected one of {', '.join(known)}"
+                    )
             parse_options(self.kind, self.solver_options)
         elif self.options or (self.part, self.views, self.seed) != ("semantics", DEFAULT_PLAN, 0):
             raise InputError(f"variant {self.name}: {self.kind} takes no options of stage 1")

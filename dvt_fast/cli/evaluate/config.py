@@ -166,7 +166,8 @@ def _located(name: str, folders: Sequence[Path], place: str) -> Path:
 def _subset(wanted: Sequence[str] | None, known: Sequence[str], what: str) -> list[str]:
     for name in wanted or ():
         if name not in known:
-            raise InputError(f"{what}: unknown name {name!r}; expected some of {', '.join(known) or 'none'}")
+            there = f"expected some of {', '.join(known)}" if any(known) else f"the file itself names no {what}"
+            raise InputError(f"{what}: unknown name {name!r}; {there}")
     return list(known) if wanted is None else [name for name in known if name in wanted]
 
 
