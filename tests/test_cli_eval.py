@@ -271,7 +271,7 @@ def test_bad_configurations_are_one_line(program, street, tmp_path, config, mess
     "arguments, message",
     [
         (["knn", "{street}", "-v", "blur"], "variant blur: unknown kind 'blur'; expected one of raw"),
-        (["knn", "{street}", "-v", "direct,steps=3"], "unknown option 'steps' of solver 'direct'"),
+        (["knn", "{street}", "-v", "direct,steps=3"], "unknown setting 'steps'; expected one of views, seed, part"),
         (["knn", "{street}", "-v", "raw", "-v", "raw"], "two variants are called raw"),
         (["knn", "{street}", "--denoiser", "absent.safetensors"], "absent.safetensors: no such file"),
         (["knn", "absent"], "absent: no such folder"),
