@@ -185,7 +185,7 @@ def test_arrays_on_the_device_and_a_session_on_the_cpu(cuda):
         session.run(torch.ones(*GRID, DIM, device="cuda"))
 
 
-@pytest.mark.parametrize("stream", ["main", -1, 1.5, object()], ids=str)
+@pytest.mark.parametrize("stream", ["main", -1, 1.5, object()], ids=["text", "negative", "fraction", "object"])
 def test_what_is_no_stream(cuda, stream):
     session = dvt_fast.Engine.load(DATA, device="cuda", dtype="float16").session(input="features", grid=GRID)
     with pytest.raises(dvt_fast.InputError, match="stream must be a CUDA stream or its number, got "):
