@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -25,6 +26,10 @@ ALONE = {
     "test_threads",
     "test_video_camera",
 }
+# A shell has what it starts in the background ignore Ctrl-C, and so would the programs that the tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
