@@ -14,6 +14,7 @@ ALONE = {
     "test_bindings",
     "test_capi_robot_loop",
     "test_dataset_faults",
+    "test_dataset_files",
     "test_dataset_ray",
     "test_denoiser",
     "test_engine_file",
