@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import os
 import platform
@@ -18,28 +17,19 @@ ROOT = Path(__file__).resolve().parents[1]
 def environment() -> dict:
     """The machine, versions and commit that a result belongs to."""
     from dvt_fast import _native
-
-    def version(package: str) -> str | None:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return None
+    from dvt_fast.machine import package_version, processor
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line), cpu)
     return {
-        "cpu": cpu,
+        "cpu": processor()[0],
         "cores": os.cpu_count(),
         "threads": _native.num_threads(),
         "isa": _native.active_isa(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {p: version(p) for p in ("numpy", "torch", "timm", "scipy", "scikit-learn")},
+        "versions": {p: package_version(p) for p in ("numpy", "torch", "timm", "scipy", "scikit-learn")},
         # "+": with changes that are not committed, other than of results themselves.
         "commit": git("rev-parse", "--short", "HEAD")
         + ("+" if git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!*.md", ":!docs") else ""),

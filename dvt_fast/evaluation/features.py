@@ -204,8 +204,6 @@ def coordinate_waves(grid: tuple[int, int]) -> np.ndarray:
 def _part(found: Decomposition, part: str) -> np.ndarray:
     if part == "raw - artifacts":
         return np.asarray(found.raw - found.artifacts)
-    if part == "semantics + residual":
-        return np.asarray(found.semantics + found.residual)
     return np.asarray(getattr(found, part))
 
 

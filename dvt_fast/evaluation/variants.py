@@ -23,7 +23,7 @@ KINDS = {
     "hashgrid": "stage 1 by the paper's recipe",
     "stage2": "one pass of a trained denoiser (denoiser: its file)",
 }
-PARTS = ("semantics", "artifacts", "residual", "raw - artifacts", "semantics + residual")
+PARTS = ("semantics", "artifacts", "residual", "raw - artifacts")
 
 
 @dataclass(frozen=True)
