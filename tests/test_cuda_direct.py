@@ -183,7 +183,8 @@ def test_agrees_with_the_cpu(cuda, name):
     features[:, 2, 2] *= 4
     options = OPTIONS[name]
     expected_nodes, expected_artifacts, expected = on_cpu(features, coords, (9, 9), **options)
-    nodes, artifacts, report = on_device(features, coords, (9, 9), **options)
+    # The CPU solves exactly: PCG's own error must be well below what is asked for.
+    nodes, artifacts, report = on_device(features, coords, (9, 9), tolerance=1e-6, **options)
     assert relative(nodes, expected_nodes) < 1e-3
     assert relative(artifacts, expected_artifacts) < 1e-3
     assert report["passes"] == expected["passes"]

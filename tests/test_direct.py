@@ -93,6 +93,7 @@ def test_a_prior_pulls_and_a_fixed_map_is_subtracted():
 def test_reweighting_uses_the_weights_it_says():
     features, coords, *_ = planted(noise=0.2)
     features[3] += 5  # a bad view
+    features[:, 2, 4] += np.random.default_rng(1).standard_normal((len(features), 20)).astype(np.float32)  # a bad patch
     grid = (8, 8)
     first_nodes, first_artifacts, _ = native_solution(features, coords, grid)
     nodes, _, info = native_solution(features, coords, grid, passes=2)
@@ -101,7 +102,10 @@ def test_reweighting_uses_the_weights_it_says():
     fitted = _native.interpolate(first_nodes, coords.reshape(-1, 2)) + np.tile(shrunk, (len(features), 1))
     error = np.linalg.norm(features.reshape(len(fitted), -1) - fitted, axis=1)
     middle = np.sort(error)[len(error) // 2]
-    weights = 1 / np.maximum(1, error / (1.5 * middle)) ** 2
+    error = error.reshape(len(features), -1)
+    typical = np.sort(error, 0)[len(error) // 2]  # of each patch
+    assert (typical > 1.5 * middle).any() and (error < typical).any()
+    weights = 1 / np.maximum(1, np.maximum(error, typical).ravel() / (1.5 * middle)) ** 2
     expected, _ = dense_solution(features, coords, grid, 0.1, 0.5, weights)
     assert np.abs(nodes - expected).max() < 1e-3
     assert info["passes"] == 2 and info["median_residual"] == pytest.approx(middle, rel=1e-3)
@@ -161,6 +165,18 @@ def test_outlier_tokens_lose_their_say():
     robust = dvt_fast.solve(features, coords).query(coords[-1])
     plain = dvt_fast.solve(features, coords, passes=1).query(coords[-1])
     assert error(robust) < 0.15 < 0.5 < error(plain)
+
+
+def test_what_only_outlying_patches_see_does_not_follow_them():
+    """Only corner tokens see a corner of the image. Of many views, some agree with an F that has their noise."""
+    features, coords, field, _ = planted(views=400, patches=8, noise=0.3)
+    rng = np.random.default_rng(1)
+    corners = np.s_[:, [0, 0, -1, -1], [0, -1, 0, -1]]
+    features[corners] += (100 + 4 * rng.standard_normal((len(features), 4, 1))).astype(np.float32)
+    truth, found = field(coords[-1]), dvt_fast.solve(features, coords).query(coords[-1])
+    difference = (found - np.median(found, (0, 1))) - (truth - np.median(truth, (0, 1)))
+    error = np.linalg.norm(difference, axis=-1) / np.linalg.norm(truth, axis=-1).mean()
+    assert error[corners[1:]].max() < 0.25  # 0.76 where rows are weighted by their own residuals only
 
 
 def test_gauge_ignores_giants_and_is_the_mean_without_them():

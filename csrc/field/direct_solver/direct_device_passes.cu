@@ -46,19 +46,23 @@ Status DeviceSolver::reweight(const DirectOptions& options, bool subtract_artifa
   RowEnergy rows{s, bank(), rows_.places(), 0, sampled, stride, nodes, artifacts, energy_.data()};
   DVT_RETURN_IF_ERROR(row_energy(rows, stream_));
   DVT_RETURN_IF_ERROR(
-      select_ranked(1, sampled, sampled, energy_.data(), sampled / 2, &scalars->median_energy, stream_));
+      select_ranked(1, sampled, sampled, 1, energy_.data(), sampled / 2, &scalars->median_energy, stream_));
+  float* typical = per_patch_.data();  // as in direct_solver.cpp
+  const int64_t views = sampled / s.patches;
+  DVT_RETURN_IF_ERROR(select_ranked(s.patches, views, 1, s.patches, energy_.data(), views / 2, typical, stream_));
   DVT_RETURN_IF_ERROR(set_limit(options.outlier_threshold, scalars, stream_));
   CellSweep sweep{s, bank(), rows_.places(), rows_.list(), rows_.base_weights(), cells_.data()};
   if (s.channels > kMostReweightedChannels) {
     rows.stride = 1, rows.count = s.rows();
     DVT_RETURN_IF_ERROR(row_energy(rows, stream_));
-    DVT_RETURN_IF_ERROR(
-        outlier_weights(s.rows(), rows_.base_weights(), energy_.data(), &scalars->limit, new_weights_.data(), stream_));
+    DVT_RETURN_IF_ERROR(outlier_weights(s.rows(), s.patches, rows_.base_weights(), energy_.data(), typical,
+                                        &scalars->limit, new_weights_.data(), stream_));
     sweep.weights = new_weights_.data();
     DVT_RETURN_IF_ERROR(cell_sweep(sweep, false, stream_));
   } else {
     sweep.new_weights = new_weights_.data();
     sweep.limit = &scalars->limit;
+    sweep.typical = typical;
     sweep.nodes = nodes;
     sweep.artifacts = artifacts;
     sweep.subtract_artifacts = subtract_artifacts;
@@ -85,14 +89,14 @@ Status DeviceSolver::measure(const DirectOptions& options, const float* nodes, c
     DVT_RETURN_IF_ERROR(unshrunk_deviation(maps, artifacts, prior, system_.map_scratch(), stream_));
     DVT_RETURN_IF_ERROR(to_channels(s.patches, s.channels, system_.channel_stride(), system_.map_scratch(), nullptr,
                                     false, nullptr, system_.channel_scratch(), stream_));
-    DVT_RETURN_IF_ERROR(select_ranked(s.channels, s.patches, system_.channel_stride(), system_.channel_scratch(),
+    DVT_RETURN_IF_ERROR(select_ranked(s.channels, s.patches, system_.channel_stride(), 1, system_.channel_scratch(),
                                       s.patches / 2, per_channel_.data(), stream_));
     DVT_RETURN_IF_ERROR(deviation_energy(s.patches, s.channels, system_.map_scratch(), per_channel_.data(),
                                          per_patch_.data(), stream_));
     DVT_RETURN_IF_ERROR(
-        select_ranked(1, s.patches, s.patches, per_patch_.data(), s.patches / 2, &out->typical_deviation, stream_));
-    DVT_RETURN_IF_ERROR(
-        select_ranked(1, s.patches, s.patches, maps.patch_weights, s.patches / 2, &out->median_patch_weight, stream_));
+        select_ranked(1, s.patches, s.patches, 1, per_patch_.data(), s.patches / 2, &out->typical_deviation, stream_));
+    DVT_RETURN_IF_ERROR(select_ranked(1, s.patches, s.patches, 1, maps.patch_weights, s.patches / 2,
+                                      &out->median_patch_weight, stream_));
   }
   if (options.automatic_smoothness) {
     const int64_t edges = grid_edges(s.grid);

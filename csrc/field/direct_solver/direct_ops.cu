@@ -175,7 +175,7 @@ Status select_ranked_op(OpCall& call) {
   const OpTensor *values, *out;
   DVT_RETURN_IF_ERROR(call.tensor("values", OpType::float32, &values));
   DVT_RETURN_IF_ERROR(call.tensor("out", OpType::float32, &out));
-  return select_ranked(values->shape[0], values->shape[1], values->shape[1], values->as<float>(),
+  return select_ranked(values->shape[0], values->shape[1], values->shape[1], 1, values->as<float>(),
                        static_cast<int64_t>(call.number("rank")), out->as<float>(),
                        static_cast<cudaStream_t>(call.stream));
 }

@@ -122,6 +122,13 @@ bool DirectSolver::reweight(const DirectOptions& options, const float* nodes, co
     view_residual(v, nodes, artifacts, e);
     sample.insert(sample.end(), e, e + patches_);
   }
+  // What a patch has in most views. It bounds from below what its rows count as: where F is seen by an outlying patch
+  // alone, as a corner of the image is by corner tokens, F follows that patch, and its residual there tells nothing.
+  std::vector<float> typical(static_cast<size_t>(patches_)), column(sample.size() / static_cast<size_t>(patches_));
+  for (int64_t i = 0; i < patches_; ++i) {
+    for (size_t v = 0; v < column.size(); ++v) column[v] = sample[v * static_cast<size_t>(patches_) + i];
+    typical[i] = static_cast<float>(median(column));
+  }
   const double middle = std::sqrt(median(std::move(sample)));
   const double limit = std::max(options.outlier_threshold * middle, 1e-30);
   float* node_sums = system->nodes_rhs.zeroed(grid_.nodes() * channels_);
@@ -136,7 +143,7 @@ bool DirectSolver::reweight(const DirectOptions& options, const float* nodes, co
       float* w = weights_.data() + v * patches_;
       if (v % stride != 0) view_residual(v, nodes, artifacts, e);
       for (int64_t i = 0; i < patches_; ++i) {
-        const double excess = std::max(1.0, std::sqrt(static_cast<double>(e[i])) / limit);
+        const double excess = std::max(1.0, std::sqrt(static_cast<double>(std::max(e[i], typical[i]))) / limit);
         const float weight = base_weights_[v * patches_ + i] * static_cast<float>(1.0 / (excess * excess));
         moved += std::fabs(weight - w[i]);
         total += w[i];

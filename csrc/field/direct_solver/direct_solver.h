@@ -47,7 +47,7 @@ struct DirectOptions {
   double artifact_ridge = 0;         // mu otherwise, in rows: how many observations of G0 (or of zero) it counts for
   int passes = 4;                    // 1: plain least squares; more: reweighted until the weights settle
   int residual = 0;                  // how many times h and (F, G) are fitted in turn
-  double outlier_threshold = 1.5;    // row weight 1 / max(1, e / (threshold * median e))^2
+  double outlier_threshold = 1.5;    // row weight 1 / max(1, max(e, e of its patch) / (threshold * median e))^2
   bool fix_artifacts = false;        // G = G0, not solved for
   DirectMethod method = DirectMethod::automatic;
   double tolerance = 1e-5;   // pcg: relative residual of every channel

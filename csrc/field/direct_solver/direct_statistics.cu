@@ -11,9 +11,10 @@ constexpr int kThreads = 256, kWarps = kThreads / 32, kSelectThreads = 1024;
 constexpr float kLargestHalf = 65504.0f;
 constexpr float kLargestCosineWeight = 1e3f;
 
-__global__ void select_kernel(int64_t count, int64_t stride, const float* in, int64_t rank, float* out) {
+__global__ void select_kernel(int64_t count, int64_t stride, int64_t step, const float* in, int64_t rank, float* out) {
   const float* column = in + blockIdx.x * stride;
-  const float found = block_select(count, rank, [&](int64_t i) { return column[i]; }, ptx::shared<SelectShared>());
+  const float found =
+      block_select(count, rank, [&](int64_t i) { return column[i * step]; }, ptx::shared<SelectShared>());
   if (threadIdx.x == 0) out[blockIdx.x] = found;
 }
 
@@ -82,11 +83,11 @@ __global__ void cosine_weights_kernel(int64_t rows, float half_channels, const f
   if (i < rows) base[i] = 1.0f + fminf(kLargestCosineWeight, half_channels / energy[i]);
 }
 
-__global__ void outlier_weights_kernel(int64_t rows, const float* base, const float* energy, const float* limit,
-                                       float* weights) {
+__global__ void outlier_weights_kernel(int64_t rows, int64_t patches, const float* base, const float* energy,
+                                       const float* typical, const float* limit, float* weights) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= rows) return;
-  const float excess = fmaxf(1.0f, __fsqrt_rn(energy[i]) / *limit);
+  const float excess = fmaxf(1.0f, __fsqrt_rn(fmaxf(energy[i], typical[i % patches])) / *limit);
   weights[i] = base[i] / (excess * excess);
 }
 
@@ -169,11 +170,11 @@ dim3 blocks_for(int64_t count) { return dim3(static_cast<unsigned>(ceil_div(coun
 
 }  // namespace
 
-Status select_ranked(int64_t columns, int64_t count, int64_t stride, const float* in, int64_t rank, float* out,
-                     cudaStream_t stream) {
+Status select_ranked(int64_t columns, int64_t count, int64_t stride, int64_t step, const float* in, int64_t rank,
+                     float* out, cudaStream_t stream) {
   const unsigned threads = count <= 2048 ? kThreads : kSelectThreads;
   return launch("median", select_kernel, {dim3(static_cast<unsigned>(columns)), threads, sizeof(SelectShared), stream},
-                count, stride, in, rank, out);
+                count, stride, step, in, rank, out);
 }
 
 Status set_limit(double threshold, DirectScalars* scalars, cudaStream_t stream) {
@@ -208,10 +209,10 @@ Status cosine_weights(int64_t rows, int64_t channels, const float* energy, float
                 static_cast<float>(channels) / 2, energy, base);
 }
 
-Status outlier_weights(int64_t rows, const float* base, const float* energy, const float* limit, float* weights,
-                       cudaStream_t stream) {
-  return launch("outlier weights", outlier_weights_kernel, {blocks_for(rows), kThreads, 0, stream}, rows, base, energy,
-                limit, weights);
+Status outlier_weights(int64_t rows, int64_t patches, const float* base, const float* energy, const float* typical,
+                       const float* limit, float* weights, cudaStream_t stream) {
+  return launch("outlier weights", outlier_weights_kernel, {blocks_for(rows), kThreads, 0, stream}, rows, patches, base,
+                energy, typical, limit, weights);
 }
 
 Status deviation_energy(int64_t patches, int64_t channels, const float* values, const float* centre, float* energy,

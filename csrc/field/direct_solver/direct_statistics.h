@@ -12,9 +12,9 @@
 
 namespace dvt::cuda {
 
-// out[column] = the element that `rank` others precede in order, of count values in[column * stride + i].
-Status select_ranked(int64_t columns, int64_t count, int64_t stride, const float* in, int64_t rank, float* out,
-                     cudaStream_t stream);
+// out[column] = the element that `rank` others precede in order, of count values in[column * stride + i * step].
+Status select_ranked(int64_t columns, int64_t count, int64_t stride, int64_t step, const float* in, int64_t rank,
+                     float* out, cudaStream_t stream);
 
 struct DirectScalars {        // on the device; read by the host once a pass
   float median_energy;        // of |y - F - G|^2
@@ -40,9 +40,9 @@ Status measure_steps(GridShape grid, int64_t channels, const float* nodes, int64
 
 // base = 1 + min(1000, channels / (2 energy)), the cosine term's weight.
 Status cosine_weights(int64_t rows, int64_t channels, const float* energy, float* base, cudaStream_t stream);
-// weights = base / max(1, sqrt(energy) / limit)^2.
-Status outlier_weights(int64_t rows, const float* base, const float* energy, const float* limit, float* weights,
-                       cudaStream_t stream);
+// weights = base / max(1, sqrt(max(energy, typical)) / limit)^2; typical [patches], of the row's patch.
+Status outlier_weights(int64_t rows, int64_t patches, const float* base, const float* energy, const float* typical,
+                       const float* limit, float* weights, cudaStream_t stream);
 
 // energy [patches] = sum over the channels of (values - centre)^2; values [patches, channels].
 Status deviation_energy(int64_t patches, int64_t channels, const float* values, const float* centre, float* energy,

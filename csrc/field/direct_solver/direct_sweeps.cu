@@ -16,7 +16,7 @@ struct ListedRow {
   const void* y;
   uint32_t row, patch;
   float2 at;
-  float weight;
+  float weight, typical;
 };
 struct CellShared {
   ListedRow rows[kListed];
@@ -107,8 +107,12 @@ __global__ void __launch_bounds__(kThreads, kThreads == kFewThreads ? 3 : 1) cel
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
       const uint32_t row = s.list.row[first + i], view = row / patches, patch = row - view * patches;
       const char* features = static_cast<const char*>(s.bank.views[view]);
-      shared.rows[i] = {features + static_cast<int64_t>(patch) * channels * static_cast<int64_t>(sizeof(T)), row, patch,
-                        s.places.at[row], s.weights[row]};
+      shared.rows[i] = {features + static_cast<int64_t>(patch) * channels * static_cast<int64_t>(sizeof(T)),
+                        row,
+                        patch,
+                        s.places.at[row],
+                        s.weights[row],
+                        kReweight ? s.typical[patch] : 0.0f};
     }
     __syncthreads();
     for (int ahead = 0; ahead < kAhead; ++ahead) ring.fetch(ahead * kBatch, count);
@@ -141,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, kThreads == kFewThreads ? 3 : 1) cel
         const float total[kBatch] = {sums_of_rows.x, sums_of_rows.y, sums_of_rows.z, sums_of_rows.w};
 #pragma unroll
         for (int r = 0; r < kBatch; ++r) {
-          const float excess = fmaxf(1.0f, __fsqrt_rn(total[r]) / limit);
+          const float excess = fmaxf(1.0f, __fsqrt_rn(fmaxf(total[r], shared.rows[b + r].typical)) / limit);
           weight[r] = b + r < count ? shared.rows[b + r].weight / (excess * excess) : 0.0f;
           if (threadIdx.x == static_cast<unsigned>(r) && b + r < count)
             s.new_weights[shared.rows[b + r].row] = weight[r];

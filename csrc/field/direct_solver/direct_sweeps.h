@@ -47,8 +47,9 @@ struct CellSweep {
   float* sums;           // [cells, 4, channels]: of weight * tap * feature, a node of the cell each
   bool add = false;      // to what `sums` holds
   // With reweight (at most kMostReweightedChannels):
-  float* new_weights = nullptr;      // [rows]: base / max(1, |y - F - G| / limit)^2
+  float* new_weights = nullptr;      // [rows]: base / max(1, sqrt(max(|y - F - G|^2, typical)) / limit)^2
   const float* limit = nullptr;      // one number on the device
+  const float* typical = nullptr;    // [patches]
   const float* nodes = nullptr;      // [nodes, channels]: F
   const float* artifacts = nullptr;  // [patches, channels]: G
   bool subtract_artifacts = false;   // the sums are of y - G
