@@ -14,6 +14,7 @@ tools/results_page.py makes docs/results.md of those.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import shutil
 import subprocess
@@ -56,7 +57,8 @@ def prepare(work: Path) -> None:
 
 
 def run(name: str, work: Path) -> bool:
-    """Run one configuration and keep its numbers; whether each variant of each of its runs has some."""
+    """Run one configuration and keep its numbers, and in runs.jsonl how long it took; whether each variant of each of
+    its runs has some."""
     out, roots = work / name, [DATA, work]
     command = [sys.executable, "-m", "dvt_fast.cli", "eval", "run", str(CONFIGURATIONS / f"{name}.toml"), "--quick"]
     command += [
@@ -69,9 +71,14 @@ def run(name: str, work: Path) -> bool:
         "--cache",
         str(work / "features"),
     ]
-    start = time.perf_counter()
-    subprocess.run(command)  # its exit code also tells of images without labels, of which coco128 has some
-    print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+    start, when = time.perf_counter(), datetime.datetime.now(datetime.timezone.utc)
+    try:
+        subprocess.run(command)  # its exit code also tells of images without labels, of which coco128 has some
+    finally:  # of a run that was interrupted, too
+        seconds = time.perf_counter() - start
+        with open(work / "runs.jsonl", "a") as log:
+            print(json.dumps({"configuration": name, "start": f"{when:%F %T}", "seconds": round(seconds)}), file=log)
+    print(f"{name}: {seconds:.0f} s", flush=True)
     complete = True
     jobs, _ = read_config(CONFIGURATIONS / f"{name}.toml", roots, quick=True)
     for job in jobs:

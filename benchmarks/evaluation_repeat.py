@@ -1,0 +1,76 @@
+"""Does the quick suite take less than an hour on two cores, go on where it was stopped, give the same numbers twice?
+
+Compares what `evaluate.py` left in two folders (`--work`): each score of each variant of each run, its interval and the
+seeds behind it, bit by bit, but for those of `speed`, which are of the machine; and adds up how long it took.
+
+    python benchmarks/evaluate.py main coco parts --work build/evaluate
+    python benchmarks/evaluate.py main coco parts --work build/again
+    python benchmarks/evaluation_repeat.py build/evaluate build/again --json results/evaluation_repeat.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from common import save
+
+SUITE = ("main", "coco", "parts")
+
+
+def scores(work: Path) -> dict[str, dict]:
+    """ "configuration/run/variant/score" -> the score."""
+    found = {}
+    for name in SUITE:
+        for file in sorted((work / name).glob("*.json")):
+            document = json.loads(file.read_text())
+            if document["task"] != "speed":
+                for row in document["rows"]:
+                    for score, value in row["scores"].items():
+                        found[f"{name}/{file.stem}/{row['variant']['name']}/{score}"] = value
+    return found
+
+
+def runs(work: Path) -> dict:
+    """How long each configuration took, all its starts together, and their sum in minutes."""
+    starts = [json.loads(line) for line in (work / "runs.jsonl").read_text().splitlines()]
+    taken = {name: [start["seconds"] for start in starts if start["configuration"] == name] for name in SUITE}
+    return {"seconds by start": taken, "minutes": round(sum(map(sum, taken.values())) / 60, 1)}
+
+
+def numbers(value: dict) -> list[float]:
+    return [value[key] for key in ("value", "low", "high") if value.get(key) is not None] + list(
+        value.get("seeds") or []
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("first", type=Path)
+    parser.add_argument("second", type=Path)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    first, second = scores(arguments.first), scores(arguments.second)
+    if not first or first.keys() != second.keys():
+        sys.exit(f"not the same scores in both: {sorted(first.keys() ^ second.keys())[:10]}")
+    others = {}
+    for name, value in first.items():
+        if value != second[name]:
+            pairs = list(zip(numbers(value), numbers(second[name]), strict=True))
+            others[name] = max(abs(a - b) for a, b in pairs)
+    result = {
+        "first": runs(arguments.first),
+        "second": runs(arguments.second),
+        "scores": len(first),
+        "equal": len(first) - len(others),
+        "largest difference": max(others.values(), default=0.0),
+        "different": others,
+    }
+    print(json.dumps(result, indent=1))
+    save(arguments.json, result)
+
+
+if __name__ == "__main__":
+    main()
