@@ -7,9 +7,10 @@ A set of options is a frozen dataclass derived from `Options`, each field made b
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from .errors import InputError
@@ -49,6 +50,20 @@ class Options:
 
     def check(self) -> None:
         """Raise `InputError` where options do not go together."""
+
+
+def parse_values(texts: Iterable[str] | None, what: str) -> dict[str, Any]:
+    """NAME=VALUE texts as a dict, their values JSON where they parse as such. what: they are, in messages."""
+    found = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InputError(f"{what}: expected NAME=VALUE, got {text!r}")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
 
 
 def whole(low: int, high: int) -> Reader:

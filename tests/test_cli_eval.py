@@ -7,12 +7,15 @@ import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import dvt_fast.vit
+from dvt_fast.cli.evaluate import show
 from dvt_fast.cli.evaluate.config import read_config
 from dvt_fast.errors import InputError, NonFiniteError
 from dvt_fast.evaluation import knn, run, tasks
 from dvt_fast.evaluation.outcome import Outcome, bootstrap
+from dvt_fast.evaluation.tasks import TASKS
 from street_samples import KNN, make_street
 
 REAL = knn.knn
@@ -78,6 +81,29 @@ def test_a_task_writes_results_a_report_and_a_table(program, street, monkeypatch
     assert not list(Path("eval").rglob(".dvt-*"))
     page = Path("eval/report.html").read_text()
     assert "ground &lt;b&gt;" in page and "<b>ground" not in page
+
+
+def test_a_narrow_terminal_has_the_scores_below_each_other(monkeypatch, capsys):
+    score = {"value": 0.5, "low": 0.4, "high": 0.6, "higher": True}
+    rows = [
+        {"variant": {"name": name}, "scores": {f"score {i}": score for i in range(9)}} for name in ("raw", "direct")
+    ]
+    for width, first in ((60, ["variant", "raw", "direct"]), (400, ["variant", "score", "0", "↑", "score"])):
+        console = Console(width=width, force_terminal=True, color_system=None)
+        monkeypatch.setattr("dvt_fast.cli.evaluate.show.Console", lambda console=console: console)
+        show.scores({"task": "knn", "name": "street", "rows": rows})
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[1].split()[: len(first)] == first and all(len(line) <= width for line in lines)
+        assert len(lines) == (11 if width == 60 else 4)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_help_offers_what_a_task_takes(program, name):
+    task = TASKS[name]
+    code, out, _ = program("eval", name, "--help")
+    assert code == 0
+    assert ("--seeds" in out) == task.heads == hasattr(task.settings(), "seeds")
+    assert ("--layout" in out) == ("--read" in out) == bool(task.data)
 
 
 def test_the_same_numbers_twice_and_from_kept_features(program, street):
@@ -249,6 +275,7 @@ def test_a_configuration_runs_all_its_tasks(program, street, tmp_path):
         ('[[tasks]]\ntask = "nn"\ndata = "street"', "tasks[0]: unknown task 'nn'; expected one of mic"),
         ('[[tasks]]\ntask = "knn"\ndata = "absent"', "tasks[0]: absent: not in "),
         ('[[tasks]]\ntask = "knn"\ndata = "street"\nquick = 1', "tasks[0]: quick must be bool, got 1"),
+        ('[[tasks]]\ntask = "knn"\ndata = "street"\nseeds = 3', "knn trains no heads"),
         ('[[tasks]]\ntask = "knn"\ndata = "street"\nvits = ["x"]', "tasks[0]: vits: unknown name 'x'"),
         ('[[tasks]]\ntask = "knn"\ndata = "street"\nvariants = ["x"]', "tasks[0]: variants: unknown name 'x'"),
         ('[[tasks]]\ntask = "knn"\ndata = "street"\n' * 2, "two runs of knn are called street"),
@@ -280,7 +307,6 @@ def test_bad_configurations_are_one_line(program, street, tmp_path, config, mess
         (["knn", "{street}", "-s", "k"], "--setting: expected NAME=VALUE, got 'k'"),
         (["knn", "{street}", "-s", "k=0"], "k and limit must be at least 1"),
         (["knn", "{street}", "--read", "x=3"], "unknown option 'x' for reading segmentation"),
-        (["knn", "{street}", "--seeds", "3"], "knn trains no heads"),
         (["knn", "{street}", "--name", "a/b"], "the name of a run is letters"),
         (["knn", "{street}", "--size", "65"], "size"),
         (["knn", "{street}", "--compare", "absent"], "absent: no such folder to compare with"),

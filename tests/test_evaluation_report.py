@@ -70,7 +70,7 @@ def test_the_page_is_whole_and_alone(tmp_path):
     assert text.startswith("<!doctype html>") and page.all("html")[0]["lang"] == "en"
     assert "<script" not in text and "http" not in " ".join(page.links) and "@import" not in text
     assert "url(" not in text
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert all(link.startswith(("#", "data:image/webp;base64,")) for link in page.links)
     assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
     assert page.all("title") and all(image["alt"] for image in page.all("img")) and len(page.all("img")) == 6
@@ -165,7 +165,7 @@ def test_what_cannot_be_read_or_is_missing_is_told(tmp_path):
     (tmp_path / store.rows[1]["pictures"][0]).write_bytes(bytes(MAX_PICTURE + 1))
     shown = " ".join(Page(write_report(tmp_path).read_text()).text)
     assert "cut.json: not readable as JSON" in shown
-    assert "examples.png: missing" in shown and "examples.png: too large for the page" in shown
+    assert "examples.webp: missing" in shown and "examples.webp: too large for the page" in shown
 
 
 def test_no_results_is_an_error(tmp_path):

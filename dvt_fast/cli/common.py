@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from enum import Enum
 from functools import partial
@@ -14,6 +13,7 @@ import typer
 from .. import hub
 from ..errors import DvtError, InputError
 from ..extras import require
+from ..options import parse_values
 from ..runtime import backends, set_num_threads
 from ..views import PLANS
 
@@ -104,20 +104,11 @@ def parse_pair(text: str, separator: str, name: str) -> tuple[int, int]:
 
 
 def parse_solver_options(texts: Iterable[str] | None, taken: Iterable[str]) -> dict[str, Any]:
-    """NAME=VALUE texts as a dict; values are JSON where they parse as such, else text. taken: names that the command
-    itself has options for."""
-    taken = set(taken)
-    options = {}
-    for text in texts or ():
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise typer.BadParameter(f"expected NAME=VALUE, got '{text}'", param_hint="--option")
-        if name in taken:
+    """NAME=VALUE texts of --option as a dict. taken: names that the command itself has options for."""
+    options = parse_values(texts, "--option")
+    for name in options:
+        if name in set(taken):
             raise InputError(f"{name} is set by the command itself, not by --option: see --help")
-        try:
-            options[name] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name] = value
     return options
 
 

@@ -85,7 +85,7 @@ class Store:
         """Write the row of `variant`, in place of one of that name, and its pictures."""
         key = self.key(variant)
         stem, own = self.path.stem, f"{_fit(variant.name)}-{key[:8]}"
-        pictures = {f"{PANELS}/{stem}/{own}/{_fit(name)}.png": picture for name, picture in outcome.pictures.items()}
+        pictures = {f"{PANELS}/{stem}/{own}/{_fit(name)}.webp": picture for name, picture in outcome.pictures.items()}
         row = {
             "key": key,
             "variant": variant.as_dict(),
@@ -103,7 +103,7 @@ class Store:
             self.rows.append(row)
         if pictures:
             check_folder(self.folder / PANELS / stem / own)
-        self.save({self.folder / name: _png(picture) for name, picture in pictures.items()})
+        self.save({self.folder / name: _webp(picture) for name, picture in pictures.items()})
         self._remove_old_pictures()
 
     def save(self, others: Mapping[Path, bytes] | None = None) -> None:
@@ -158,7 +158,7 @@ def read(path: Path) -> dict[str, Any]:
         for name in row["pictures"]:
             parts = PurePosixPath(str(name)).parts
             if len(parts) != 4 or parts[0] != PANELS or ".." in parts:
-                raise InputError(f"{path}: row {index}: a picture {name!r}, expected {PANELS}/RUN/VARIANT/NAME.png")
+                raise InputError(f"{path}: row {index}: a picture {name!r}, expected {PANELS}/RUN/VARIANT/NAME.webp")
     return found
 
 
@@ -226,9 +226,10 @@ def _fit(text: str) -> str:
     return re.sub(r"[^\w.]+", "-", text).strip("-.")[:80].strip("-.") or "x"
 
 
-def _png(picture: Any) -> bytes:
+def _webp(picture: Any) -> bytes:
+    """A fifth of the bytes of a PNG: a report holds hundreds of these, and is mailed."""
     file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
+    picture.save(file, "WEBP", quality=90)
     return file.getvalue()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -26,13 +25,15 @@ class Task:
     """A module of this package of that name, with its function and its class of settings.
 
     name: as it is given. title, about: for people. data: the module of `evaluation.data` that reads it, None for
-    images without labels. needs: packages of the extra "eval". timed: whether scores are of the machine.
+    images without labels. heads: whether some are trained, one a seed. needs: packages of the extra "eval". timed:
+    whether scores are of the machine.
     """
 
     name: str
     title: str
     about: str
     data: str | None
+    heads: bool = False
     needs: tuple[str, ...] = ()
     timed: bool = False
 
@@ -103,6 +104,7 @@ TASKS = {
             "A linear head on frozen features names the class of each pixel: trained on the training images, measured "
             "on the others.",
             "segmentation",
+            heads=True,
         ),
         Task(
             "knn",
@@ -116,6 +118,7 @@ TASKS = {
             "A linear head on frozen features tells the distance of each pixel: trained on the training images, "
             "measured on the others, where they have a distance.",
             "depth",
+            heads=True,
         ),
         Task(
             "discover",
@@ -123,14 +126,15 @@ TASKS = {
             "LOST finds one box an image from the features alone. CorLoc is the share of images whose box has an IoU "
             "of at least 0.5 with an object; boxes that look at no image stand beside it.",
             "boxes",
-            ("scipy",),
+            needs=("scipy",),
         ),
         Task(
             "detect",
             "Object detection",
             "A light detector is trained on frozen features; its mean average precision on other images.",
             "boxes",
-            ("torchvision", "pycocotools"),
+            heads=True,
+            needs=("torchvision", "pycocotools"),
         ),
         Task(
             "speed",
@@ -148,20 +152,6 @@ def task_called(name: str) -> Task:
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}")
     return TASKS[name]
-
-
-def parse_values(texts: Sequence[str], what: str) -> dict[str, Any]:
-    """NAME=VALUE texts as a dict, their values JSON where they parse as such. what: they are, in messages."""
-    found = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise InputError(f"{what}: expected NAME=VALUE, got {text!r}")
-        try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name] = value
-    return found
 
 
 def _fitted(name: str, value: Any, kind: Any) -> Any:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ...evaluation.tasks import Task, parse_values
+from ...evaluation.tasks import Task
+from ...options import parse_values
 from ...vit import MINI
 from .. import common
 from . import options, show
@@ -52,12 +54,12 @@ def measure(task: Task) -> Callable[..., None]:
             vit=common.vit_options(vit, weights, size, layer, norm, stride, device),
             variants=variants_of(variant, denoiser),
             layout=layout,
-            read=parse_values(read or [], "--read"),
+            read=parse_values(read, "--read"),
             train_images=train_images,
             val_images=val_images,
             quick=quick,
             seeds=seeds,
-            settings=parse_values(setting or [], "--setting"),
+            settings=parse_values(setting, "--setting"),
             name=name,
         )
         carry_out([job], out, cache, again=again, compare=compare or [], as_json=as_json, threads=threads)
@@ -65,6 +67,14 @@ def measure(task: Task) -> Callable[..., None]:
     help_text = "The folder of images and labels." if task.data else "Image files, folders or glob patterns."
     argument = typer.Argument(metavar="FOLDER" if task.data else "PATHS", help=help_text, show_default=False)
     command.__annotations__["paths"] = Annotated[Path if task.data else list[Path], argument]
+    # Its help shows what the task can take.
+    signature, without = inspect.signature(command, eval_str=True), set()
+    if not task.data:
+        without |= {"layout", "read", "train_images"}
+    if not task.heads:
+        without.add("seeds")
+    kept = [parameter for name, parameter in signature.parameters.items() if name not in without]
+    command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
     command.__doc__ = f"""{task.about}
 
     Writes OUT/{task.name}-NAME.json and OUT/report.html. The same command again goes on where the last run ended. A

@@ -25,7 +25,7 @@ def scores(document: Mapping[str, Any], kept: Iterable[str] = ()) -> None:
     ]
     before = ", ".join(kept)
     head = [f"{name} {_arrow(document['rows'], name)}".rstrip() for name in names]
-    _table(f"{document['task']} {document['name']}", ["variant", *head], rows)
+    _table(f"{document['task']} {document['name']}", ["variant", *head], rows, turn=True)
     if before:
         typer.echo(f"measured before: {before}")
 
@@ -62,7 +62,8 @@ def _with_interval(score: Mapping[str, Any] | None) -> str:
     return short(score["value"]) + (f" [{short(low)}, {short(high)}]" if low is not None and high is not None else "")
 
 
-def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], turn: bool = False) -> None:
+    """turn: where a terminal is too narrow, rows may become columns, if that is narrower."""
     rows = [list(row) for row in rows]
     typer.echo(title)
     console = Console()
@@ -71,9 +72,17 @@ def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> No
         for row in [head, *rows]:
             typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
         return
+    if turn and _width([head, *rows]) > console.width:
+        turned = [list(column) for column in zip(head, *rows)]
+        if _width(turned) < _width([head, *rows]):
+            head, *rows = turned
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in head:
         table.add_column(Text(column))
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)
+
+
+def _width(lines: Sequence[Sequence[str]]) -> int:
+    return sum(max(map(len, column)) + 1 for column in zip(*lines))
