@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -261,6 +264,20 @@ def test_nothing_is_built_while_files_are_pruned(dataset_copies):
                 build(images, out)
 
     assert check_dataset(out, prune=True, progress=build_meanwhile).good and tried
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted in /proc")
+def test_reading_a_manifest_starts_no_thread(finished_dataset):
+    """Arrow's threads may abort a process that ends while they still hold what it gave them."""
+    program = """if True:
+        import os, sys
+        import pyarrow.parquet
+        from dvt_fast import PairDataset
+
+        before = len(os.listdir("/proc/self/task"))
+        assert len(PairDataset(sys.argv[1])) and len(os.listdir("/proc/self/task")) == before
+    """
+    subprocess.run([sys.executable, "-c", program, finished_dataset], check=True)
 
 
 def test_check_does_not_trust_a_manifest_that_agrees(dataset_copies, monkeypatch):

@@ -118,9 +118,11 @@ def parse(data: bytes, where: str, expected: Mapping[str, Any]) -> list[Record]:
 
     Raises `Damaged`, and `InputError` for a newer version and for other settings than `expected`, naming them.
     """
-    parquet = require("pyarrow.parquet", "train")
+    pa, parquet = require("pyarrow", "train"), require("pyarrow.parquet", "train")
     try:
-        table = parquet.read_table(io.BytesIO(data))
+        # Without Arrow's threads: they may still hold a Python object when the interpreter ends, and abort the process
+        # after its work was done (apache/arrow issues 39862 and 50482).
+        table = parquet.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
         header = json.loads(table.schema.metadata[b"dvt_fast"])
         made, version, made_with = header["format"], header["version"], header["settings"]
     except Exception as error:  # a cut or foreign file fails in many ways
