@@ -11,6 +11,7 @@ from dvt_fast.reference import HashGridEncoding, Recipe, Stage1Model, Trainer, l
 from dvt_fast.solvers.gauge import gauge
 from dvt_fast.solvers.hash_grid_field import HashGridField
 from dvt_fast.solvers.hashgrid import HashgridOptions, solve_hashgrid
+from dvt_fast.solvers.patches import patch_means
 
 VIEWS, HEIGHT, WIDTH, CHANNELS = 9, 6, 7, 24
 # Dense and hashed levels; few enough parameters that torch's dense Adam is quick.
@@ -190,6 +191,16 @@ def test_solution_and_gauge():
     np.testing.assert_allclose(solution.field.query(coords[-1]), solution.semantics, atol=1e-5)
     np.testing.assert_allclose(solution.semantics + solution.artifacts + solution.residual, features[-1], atol=1e-5)
     assert np.abs(solution.residual).mean() < 0.5 * np.abs(features[-1]).mean()
+
+
+def test_semantics_may_be_means_over_patches():
+    features, coords = problem()
+    centre = solve_hashgrid(features, coords, dataclasses.replace(OPTIONS, steps=4))
+    mean = solve_hashgrid(features, coords, dataclasses.replace(OPTIONS, steps=4, patch_means=True))
+    np.testing.assert_array_equal(mean.artifacts, centre.artifacts)
+    np.testing.assert_array_equal(mean.semantics, patch_means(centre.field.query, coords[-1]))
+    assert np.abs(mean.semantics - centre.semantics).max() > 1e-3
+    np.testing.assert_allclose(mean.semantics + mean.artifacts + mean.residual, features[-1], atol=1e-5)
 
 
 def test_field_comes_back_from_its_state():

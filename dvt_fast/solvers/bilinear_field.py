@@ -10,9 +10,7 @@ import numpy as np
 
 from .. import _native
 from ..errors import InputError
-
-# Points a patch side at which a field is averaged over the patch.
-FOOTPRINT = 3
+from .patches import patch_means
 
 
 @dataclass(frozen=True)
@@ -28,18 +26,8 @@ class BilinearField:
         return values.reshape(*coords.shape[:-1], self.nodes.shape[-1])
 
     def patch_means(self, coords: np.ndarray) -> np.ndarray:
-        """The field averaged over the patches whose centres are given.
-
-        coords: [H, W, 2], the centres of the patches of the whole image. Returns float32 [H, W, C]. A token speaks for
-        its whole patch, and a node of F may be narrower than that: hence the mean rather than the value at the centre.
-        """
-        h, w = coords.shape[:2]
-        step_x = (coords[0, -1, 0] - coords[0, 0, 0]) / max(1, w - 1)
-        step_y = (coords[-1, 0, 1] - coords[0, 0, 1]) / max(1, h - 1)
-        offsets = (np.arange(FOOTPRINT) + 0.5) / FOOTPRINT - 0.5
-        shifts = np.stack(np.meshgrid(offsets * step_x, offsets * step_y), -1).reshape(-1, 1, 1, 2)
-        points = np.clip(coords + shifts.astype(np.float32), 0, 1)
-        return self.query(points).mean(0)
+        """The field averaged over the patches with centres `coords` [H, W, 2]: float32 [H, W, C]; see patches.py."""
+        return patch_means(self.query, coords)
 
     def state(self) -> tuple[Mapping[str, np.ndarray], Mapping[str, Any]]:
         """Its nodes, and what `from_state` needs to know."""

@@ -16,6 +16,7 @@ from ..options import Options, choice, flag, not_negative, number, option, posit
 from ..progress import Progress
 from .gauge import gauge
 from .hash_grid_field import HashGridField, growth
+from .patches import patch_means
 from .result import Solution
 
 # Steps between two looks at the progress callback and at Ctrl-C: under a second at the official size.
@@ -47,6 +48,8 @@ class HashgridOptions(Options):
     loss_scale: multiplies the gradients and not the decay. The paper's implementation scales its loss by 1024 and
         never unscales it, so its decay is in effect 1/1024 of weight_decay; with loss_scale=1 the decay outweighs the
         loss (whose mean over C channels makes small gradients) and pulls G to zero.
+    patch_means: the semantics are F averaged over each patch (3 x 3 points), as `direct` has them, not F at its centre.
+        The whole view's rows lie at just these centres, and a fine grid learned from few views knows them by heart.
     compute: what products multiply, with sums in float32. The CPU has "float32"; a CUDA device has "tf32" (its
         default), "bfloat16" and "float32" (three products of tf32 each). deterministic: on CUDA, the same bits for the
         same seed, by sums in fixed point; without it they are float atomics, whose order is not fixed. The CPU always
@@ -79,6 +82,7 @@ class HashgridOptions(Options):
     residual_mse: float = option(0.1, not_negative)
     residual_l1: float = option(0.02, not_negative)
     loss_scale: float = option(1024.0, positive)
+    patch_means: bool = option(False, flag)
     compute: str | None = option(None, choice("float32", "tf32", "bfloat16"))
     deterministic: bool = option(True, flag)
 
@@ -97,7 +101,7 @@ class HashgridOptions(Options):
 
     def native(self) -> _native.HashgridOptions:
         """The same for the native code."""
-        apart = ("max_resolution", "compute", "deterministic")
+        apart = ("max_resolution", "patch_means", "compute", "deterministic")
         rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         rest |= {"hidden_dim": self.hidden_dim or 0, "residual_dim": self.residual_dim or 0, "betas": tuple(self.betas)}
         return _native.HashgridOptions(**(rest | self.grid_config()))
@@ -116,12 +120,9 @@ def solve_hashgrid(
         raise InputError(f"compute must be 'float32' on the CPU, got {options.compute!r}")
     fitter = _native.HashgridFitter(features, coords, options.native())
     _run(fitter, options, REPORT_EVERY, progress)
-    semantics, artifacts, _ = fitter.decomposition()
-    constant = gauge(artifacts.reshape(-1, artifacts.shape[-1]))
-    artifacts -= constant
-    semantics += constant
+    semantics, artifacts, field = _parts(fitter, coords[-1], options)
     residual = features[-1].astype(np.float32) - semantics - artifacts
-    return Solution(semantics, artifacts, residual, _field(fitter, options, constant), _info(fitter, options))
+    return Solution(semantics, artifacts, residual, field, _info(fitter, options))
 
 
 def solve_hashgrid_cuda(
@@ -152,17 +153,22 @@ def solve_hashgrid_cuda(
         _run(fitters[0], options, REPORT_EVERY_CUDA, progress)
     else:
         _native.cuda_run_together(fitters, options.steps, REPORT_EVERY_CUDA, _report(progress))
-    return [_solution(fitter, features, options) for fitter, (features, _) in zip(fitters, problems)]
+    found = []
+    for fitter, (features, coords) in zip(fitters, problems):
+        semantics, artifacts, field = _parts(fitter, coords[-1], options)
+        raw = last_view(features)
+        info = _info(fitter, options) | {"compute": options.compute or "tf32", "device_bytes": fitter.device_bytes}
+        found.append(Solution(semantics, artifacts, raw - semantics - artifacts, field, info, raw))
+    return found
 
 
-def _solution(fitter: Any, features: Any, options: HashgridOptions) -> Solution:
+def _parts(fitter: Any, centres: np.ndarray, options: HashgridOptions) -> tuple[np.ndarray, np.ndarray, HashGridField]:
+    """F of the patches with these centres, G, and F anywhere, in the gauge."""
     semantics, artifacts, _ = fitter.decomposition()
     constant = gauge(artifacts.reshape(-1, artifacts.shape[-1]))
-    artifacts -= constant
-    semantics += constant
-    raw = last_view(features)
-    info = _info(fitter, options) | {"compute": options.compute or "tf32", "device_bytes": fitter.device_bytes}
-    return Solution(semantics, artifacts, raw - semantics - artifacts, _field(fitter, options, constant), info, raw)
+    field = _field(fitter, options, constant)
+    semantics = patch_means(field.query, centres) if options.patch_means else semantics + constant
+    return semantics, artifacts - constant, field
 
 
 def _report(progress: Progress | None) -> Any:
