@@ -1,7 +1,9 @@
-"""Does the quick suite take less than an hour on two cores, go on where it was stopped, give the same numbers twice?
+"""Does the quick suite take less than an hour on two cores, and give the same numbers twice, also where it was stopped?
 
 Compares what `evaluate.py` left in two folders (`--work`): each score of each variant of each run, its interval and the
-seeds behind it, bit by bit, but for those of `speed`, which are of the machine; and adds up how long it took.
+seeds behind it, bit by bit, but for those of `speed`, which are of the machine; and tells how long every start in these
+folders took. A folder that was stopped has several starts of a configuration. Both need the same map and denoisers (the
+.safetensors files), whose training is not counted, and each a features cache of its own.
 
     python benchmarks/evaluate.py main coco parts --work build/evaluate
     python benchmarks/evaluate.py main coco parts --work build/again
@@ -34,7 +36,7 @@ def scores(work: Path) -> dict[str, dict]:
 
 
 def runs(work: Path) -> dict:
-    """How long each configuration took, all its starts together, and their sum in minutes."""
+    """How long each configuration took, by start, and the sum of all in minutes."""
     starts = [json.loads(line) for line in (work / "runs.jsonl").read_text().splitlines()]
     taken = {name: [start["seconds"] for start in starts if start["configuration"] == name] for name in SUITE}
     return {"seconds by start": taken, "minutes": round(sum(map(sum, taken.values())) / 60, 1)}

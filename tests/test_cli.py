@@ -142,6 +142,7 @@ def test_an_unexpected_failure_is_reported_like_any_other(run, photos, monkeypat
         (["photos", "-o", "stesp=3", "--solver", "hashgrid"], "unknown option 'stesp' of solver 'hashgrid'"),
         (["photos", "-o", "grid=ab", "--solver", "average"], "grid must be at least 2 nodes a side"),
         (["photos", "-o", "seed=3", "--solver", "hashgrid"], "seed is set by the command itself, not by --option"),
+        (["photos", "-o", "steps"], "--option: expected NAME=VALUE, got 'steps'"),
         (["photos", "-o", "views=3"], "views is set by the command itself, not by --option: see --help"),
         (["photos", "-o", "progress=1"], "unknown option 'progress' of solver 'direct'"),
         (["photos", "-o", "batch_size=1", "--solver", "average"], "unknown option 'batch_size' of solver 'average'"),

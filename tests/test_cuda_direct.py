@@ -98,8 +98,10 @@ def test_ranked_elements_are_exact(cuda, count):
     values[1] = np.abs(values[1])
     values[2] = np.round(values[2])  # many equals
     for rank in {0, count // 2, count - 1}:
-        found = run_op("select_ranked", {"values": values}, {"out": ((3,), "float32")}, {"rank": rank})["out"]
-        np.testing.assert_array_equal(found, np.sort(values, 1)[:, rank])
+        for across, given in enumerate((values, np.ascontiguousarray(values.T))):
+            numbers = {"rank": rank, "across": across}
+            found = run_op("select_ranked", {"values": given}, {"out": ((3,), "float32")}, numbers)["out"]
+            np.testing.assert_array_equal(found, np.sort(values, 1)[:, rank])
 
 
 @pytest.mark.sanitizer
@@ -294,9 +296,21 @@ def test_a_token_without_length_does_not_decide(cuda):
     assert relative(nodes, expected[0]) < 1e-3 and relative(artifacts, expected[1]) < 1e-3
 
 
+@pytest.mark.parametrize("views", [1, 2, 7, 8, 159])  # with the whole image; of 160 every second is looked at
+def test_a_patch_that_stands_out_counts_as_such_in_all_its_rows(cuda, views):
+    features, coords, *_ = small(views=views, patches=4, channels=8, noise=0.3)
+    features[:, 1, 2] += 3 * np.random.default_rng(1).standard_normal((len(features), 8)).astype(np.float32)
+    options = {"passes": 2, "smoothness": 0.1, "artifact_ridge": 0.5}
+    expected = on_cpu(features, coords, (6, 6), **options)
+    nodes, _, report = on_device(features, coords, (6, 6), tolerance=1e-6, **options)
+    assert relative(nodes, expected[0]) < 1e-3
+    assert report["outlier_share"] == pytest.approx(expected[2]["outlier_share"], abs=1e-9)
+
+
 def test_many_channels_are_reweighted_in_two_sweeps(cuda):
-    features, coords, *_ = small(views=4, patches=3, channels=2052, noise=0.3)
+    features, coords, *_ = small(views=6, patches=3, channels=2052, noise=0.3)
     features[1] += 1
+    features[:, 2, 0] += np.random.default_rng(1).standard_normal((len(features), 2052)).astype(np.float32)
     prior = np.full((3, 3, 2052), 0.2, np.float32)
     expected = on_cpu(features, coords, (4, 4), passes=2, prior=prior, fix_artifacts=True)
     nodes, *_ = on_device(features, coords, (4, 4), passes=2, prior=prior, fix_artifacts=1, solves_artifacts=0)

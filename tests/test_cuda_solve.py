@@ -51,6 +51,16 @@ def test_a_device_finds_what_the_cpu_finds(cuda, problem, solver, tmp_path):
     np.testing.assert_allclose(again.query(places), found.query(places), atol=1e-6)
 
 
+def test_a_device_averages_a_hash_grid_over_patches(cuda, problem):
+    options = SMALL["hashgrid"] | {"patch_means": True}
+    expected = dvt_fast.solve(*problem, "hashgrid", **options)
+    found = dvt_fast.solve(*problem, "hashgrid", device="cuda", **options)
+    np.testing.assert_allclose(found.semantics, expected.semantics, atol=TOLERANCE["hashgrid"])
+    np.testing.assert_allclose(found.raw, found.semantics + found.artifacts + found.residual, atol=1e-5)
+    centre = dvt_fast.solve(*problem, "hashgrid", device="cuda", **SMALL["hashgrid"])
+    assert np.abs(found.semantics - centre.semantics).max() > 5 * TOLERANCE["hashgrid"]
+
+
 @pytest.mark.parametrize("solver", SMALL)
 def test_tensors_come_back_as_tensors_where_they_were(cuda, problem, solver):
     torch = pytest.importorskip("torch")

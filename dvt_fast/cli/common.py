@@ -106,8 +106,8 @@ def parse_pair(text: str, separator: str, name: str) -> tuple[int, int]:
 def parse_solver_options(texts: Iterable[str] | None, taken: Iterable[str]) -> dict[str, Any]:
     """NAME=VALUE texts of --option as a dict. taken: names that the command itself has options for."""
     options = parse_values(texts, "--option")
-    for name in options:
-        if name in set(taken):
+    for name in taken:
+        if name in options:
             raise InputError(f"{name} is set by the command itself, not by --option: see --help")
     return options
 

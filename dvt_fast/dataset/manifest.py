@@ -120,8 +120,8 @@ def parse(data: bytes, where: str, expected: Mapping[str, Any]) -> list[Record]:
     """
     pa, parquet = require("pyarrow", "train"), require("pyarrow.parquet", "train")
     try:
-        # Without Arrow's threads: they may still hold a Python object when the interpreter ends, and abort the process
-        # after its work was done (apache/arrow issues 39862 and 50482).
+        # Without Arrow's threads: where they hold a Python object when the interpreter ends, the process may crash
+        # or hang after its work was done (apache/arrow issues 39862 and 50482).
         table = parquet.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
         header = json.loads(table.schema.metadata[b"dvt_fast"])
         made, version, made_with = header["format"], header["version"], header["settings"]

@@ -137,7 +137,7 @@ def _picture(path: Path, name: str, variant: str) -> Html:
         why = "too large for the page" if path.is_file() else "missing"
         return tag("figure", tag("p", f"{path.name}: {why}", class_="faint"), caption)
     content = base64.b64encode(path.read_bytes()).decode()
-    picture = tag("img", src=f"data:image/webp;base64,{content}", alt=f"{name}, {variant}")
+    picture = tag("img", src=f"data:image/{path.suffix[1:]};base64,{content}", alt=f"{name}, {variant}")
     return tag("figure", picture, caption, tabindex="0", title="click to enlarge")
 
 

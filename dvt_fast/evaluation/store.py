@@ -227,7 +227,7 @@ def _fit(text: str) -> str:
 
 
 def _webp(picture: Any) -> bytes:
-    """A fifth of the bytes of a PNG: a report holds hundreds of these, and is mailed."""
+    """Much smaller than a PNG of a photo: a report holds hundreds of these, and is mailed."""
     file = io.BytesIO()
     picture.save(file, "WEBP", quality=90)
     return file.getvalue()

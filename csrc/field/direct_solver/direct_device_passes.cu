@@ -49,7 +49,7 @@ Status DeviceSolver::reweight(const DirectOptions& options, bool subtract_artifa
       select_ranked(1, sampled, sampled, 1, energy_.data(), sampled / 2, &scalars->median_energy, stream_));
   float* typical = per_patch_.data();  // as in direct_solver.cpp
   const int64_t views = sampled / s.patches;
-  DVT_RETURN_IF_ERROR(select_ranked(s.patches, views, 1, s.patches, energy_.data(), views / 2, typical, stream_));
+  DVT_RETURN_IF_ERROR(select_ranked(s.patches, views, 1, s.patches, energy_.data(), (views - 1) / 2, typical, stream_));
   DVT_RETURN_IF_ERROR(set_limit(options.outlier_threshold, scalars, stream_));
   CellSweep sweep{s, bank(), rows_.places(), rows_.list(), rows_.base_weights(), cells_.data()};
   if (s.channels > kMostReweightedChannels) {

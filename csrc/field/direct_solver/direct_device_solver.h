@@ -29,7 +29,7 @@ class DeviceSolver final : public DirectSolverCuda {
   }
 
  private:
-  // The median residual is taken over at most about this many views, spread evenly.
+  // The medians of residuals are taken over about this many views, spread evenly.
   static constexpr int64_t kMedianViews = 64;
   static int64_t median_stride(const SweepShape& s) { return std::max<int64_t>(1, s.views / kMedianViews); }
   static int64_t sampled_rows(const SweepShape& s) { return ceil_div(s.views, median_stride(s)) * s.patches; }

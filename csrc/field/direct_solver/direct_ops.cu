@@ -170,12 +170,14 @@ Status direct_matrix_op(OpCall& call) {
 }
 DVT_CUDA_OP("direct_matrix", direct_matrix_op)
 
-// values [columns, count] -> out [columns]: the one of `rank`.
+// values [columns, count], or across [count, columns], -> out [columns]: the one of `rank`.
 Status select_ranked_op(OpCall& call) {
   const OpTensor *values, *out;
   DVT_RETURN_IF_ERROR(call.tensor("values", OpType::float32, &values));
   DVT_RETURN_IF_ERROR(call.tensor("out", OpType::float32, &out));
-  return select_ranked(values->shape[0], values->shape[1], values->shape[1], 1, values->as<float>(),
+  const bool across = call.number("across") != 0;
+  const int64_t columns = values->shape[across], count = values->shape[!across];
+  return select_ranked(columns, count, across ? 1 : count, across ? columns : 1, values->as<float>(),
                        static_cast<int64_t>(call.number("rank")), out->as<float>(),
                        static_cast<cudaStream_t>(call.stream));
 }

@@ -9,18 +9,23 @@
 namespace dvt {
 namespace {
 
+// The value that `rank` others precede in order.
+double ranked(std::vector<float> values, size_t rank) {
+  const auto place = values.begin() + static_cast<std::ptrdiff_t>(rank);
+  std::nth_element(values.begin(), place, values.end());
+  return *place;
+}
+
 // The middle of the values, the upper of two.
 double median(std::vector<float> values) {
-  if (values.empty()) return 0;
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
+  const size_t rank = values.size() / 2;
+  return values.empty() ? 0 : ranked(std::move(values), rank);
 }
 
 constexpr float kLargestHalf = 65504.0f;
 // A token without length has no direction: its cosine term must not outweigh everything else.
 constexpr float kLargestCosineWeight = 1e3f;
-// The median residual is taken over at most this many views, spread evenly.
+// The medians of residuals, of all rows and of each patch, are taken over about this many views, spread evenly.
 constexpr int64_t kMedianViews = 64;
 constexpr int64_t kGroup = 16;
 // Reweighting ends when the weights change by less than this share of their sum.
@@ -122,12 +127,13 @@ bool DirectSolver::reweight(const DirectOptions& options, const float* nodes, co
     view_residual(v, nodes, artifacts, e);
     sample.insert(sample.end(), e, e + patches_);
   }
-  // What a patch has in most views. It bounds from below what its rows count as: where F is seen by an outlying patch
-  // alone, as a corner of the image is by corner tokens, F follows that patch, and its residual there tells nothing.
+  // What a patch has in most views (of two the lower). It bounds from below what its rows count as: where F is seen by
+  // an outlying patch alone, as a corner of the image is by corner tokens, F follows that patch, and its residual there
+  // tells nothing.
   std::vector<float> typical(static_cast<size_t>(patches_)), column(sample.size() / static_cast<size_t>(patches_));
   for (int64_t i = 0; i < patches_; ++i) {
     for (size_t v = 0; v < column.size(); ++v) column[v] = sample[v * static_cast<size_t>(patches_) + i];
-    typical[i] = static_cast<float>(median(column));
+    typical[i] = static_cast<float>(ranked(column, (column.size() - 1) / 2));
   }
   const double middle = std::sqrt(median(std::move(sample)));
   const double limit = std::max(options.outlier_threshold * middle, 1e-30);

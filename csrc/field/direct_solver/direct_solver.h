@@ -24,8 +24,9 @@
 // the first term of any smooth h(x, p) beyond F and G, and unlike a predictor from y itself it cannot explain the data
 // away. A is fitted to the residual and F, G to y - h, in turn (`residual` times).
 //
-// The right-hand side accumulates while views arrive. Reweighted passes (row weights that fall with the residual, so
-// that outlier tokens lose their say) read the features again, from the caller's memory or from a float16 copy.
+// The right-hand side accumulates while views arrive. Reweighted passes (row weights that fall with the residuals of
+// the row and of its patch, so that outlier tokens lose their say) read the features again, from the caller's memory or
+// from a float16 copy.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +48,7 @@ struct DirectOptions {
   double artifact_ridge = 0;         // mu otherwise, in rows: how many observations of G0 (or of zero) it counts for
   int passes = 4;                    // 1: plain least squares; more: reweighted until the weights settle
   int residual = 0;                  // how many times h and (F, G) are fitted in turn
-  double outlier_threshold = 1.5;    // row weight 1 / max(1, max(e, e of its patch) / (threshold * median e))^2
+  double outlier_threshold = 1.5;    // row weight 1 / max(1, max(e, median e of its patch) / (threshold * median e))^2
   bool fix_artifacts = false;        // G = G0, not solved for
   DirectMethod method = DirectMethod::automatic;
   double tolerance = 1e-5;   // pcg: relative residual of every channel

@@ -85,4 +85,5 @@ def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]], turn:
 
 
 def _width(lines: Sequence[Sequence[str]]) -> int:
-    return sum(max(map(len, column)) + 1 for column in zip(*lines))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return sum(widths) + 2 * (len(widths) - 1)
