@@ -6,7 +6,7 @@ folders took. A folder that was stopped has several starts of a configuration. B
 .safetensors files), whose training is not counted, and each a features cache of its own.
 
     python benchmarks/evaluate.py main coco parts --work build/evaluate
-    python benchmarks/evaluate.py main coco parts --work build/again
+    python benchmarks/evaluate.py main coco parts --work build/again  # or some of them
     python benchmarks/evaluation_repeat.py build/evaluate build/again --json results/evaluation_repeat.json
 """
 
@@ -22,10 +22,10 @@ from common import save
 SUITE = ("main", "coco", "parts")
 
 
-def scores(work: Path) -> dict[str, dict]:
+def scores(work: Path, configurations: list[str]) -> dict[str, dict]:
     """ "configuration/run/variant/score" -> the score."""
     found = {}
-    for name in SUITE:
+    for name in configurations:
         for file in sorted((work / name).glob("*.json")):
             document = json.loads(file.read_text())
             if document["task"] != "speed":
@@ -54,7 +54,8 @@ def main() -> None:
     parser.add_argument("second", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    first, second = scores(arguments.first), scores(arguments.second)
+    compared = [name for name in SUITE if (arguments.second / name).is_dir()]
+    first, second = (scores(work, compared) for work in (arguments.first, arguments.second))
     if not first or first.keys() != second.keys():
         sys.exit(f"not the same scores in both: {sorted(first.keys() ^ second.keys())[:10]}")
     others = {}
@@ -65,6 +66,7 @@ def main() -> None:
     result = {
         "first": runs(arguments.first),
         "second": runs(arguments.second),
+        "compared": compared,
         "scores": len(first),
         "equal": len(first) - len(others),
         "largest difference": max(others.values(), default=0.0),
