@@ -22,16 +22,16 @@ from common import save
 SUITE = ("main", "coco", "parts")
 
 
-def scores(work: Path, configurations: list[str]) -> dict[str, dict]:
-    """ "configuration/run/variant/score" -> the score."""
-    found = {}
-    for name in configurations:
+def scores(work: Path) -> dict[str, dict[str, dict]]:
+    """ "configuration/run" -> "variant/score" -> the score."""
+    found: dict[str, dict[str, dict]] = {}
+    for name in SUITE:
         for file in sorted((work / name).glob("*.json")):
             document = json.loads(file.read_text())
             if document["task"] != "speed":
+                run = found.setdefault(f"{name}/{file.stem}", {})
                 for row in document["rows"]:
-                    for score, value in row["scores"].items():
-                        found[f"{name}/{file.stem}/{row['variant']['name']}/{score}"] = value
+                    run |= {f"{row['variant']['name']}/{score}": value for score, value in row["scores"].items()}
     return found
 
 
@@ -54,21 +54,25 @@ def main() -> None:
     parser.add_argument("second", type=Path)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    compared = [name for name in SUITE if (arguments.second / name).is_dir()]
-    first, second = (scores(work, compared) for work in (arguments.first, arguments.second))
-    if not first or first.keys() != second.keys():
-        sys.exit(f"not the same scores in both: {sorted(first.keys() ^ second.keys())[:10]}")
-    others = {}
-    for name, value in first.items():
-        if value != second[name]:
-            pairs = list(zip(numbers(value), numbers(second[name]), strict=True))
-            others[name] = max(abs(a - b) for a, b in pairs)
+    first, second = scores(arguments.first), scores(arguments.second)
+    compared = [run for run in first if run in second and first[run].keys() == second[run].keys()]
+    if not compared:
+        sys.exit("no run has the same variants and scores in both folders")
+    count, others = 0, {}
+    for run in compared:
+        for name, value in first[run].items():
+            other = second[run][name]
+            count += 1
+            if value != other:
+                pairs = zip(numbers(value), numbers(other), strict=True)
+                others[f"{run}/{name}"] = max(abs(a - b) for a, b in pairs)
     result = {
         "first": runs(arguments.first),
         "second": runs(arguments.second),
         "compared": compared,
-        "scores": len(first),
-        "equal": len(first) - len(others),
+        "runs": len(compared),
+        "scores": count,
+        "equal": count - len(others),
         "largest difference": max(others.values(), default=0.0),
         "different": others,
     }
