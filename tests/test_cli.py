@@ -167,7 +167,6 @@ def test_what_fails_for_every_image_is_one_line(run, photos, tmp_path, args, mes
     [
         ["--size", "64by64"],
         ["--patch", "3"],
-        ["-o", "steps"],
         ["--solver", "magic"],
         ["--threads", "-1"],
         ["--nonsense"],
