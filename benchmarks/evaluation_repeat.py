@@ -43,9 +43,8 @@ def runs(work: Path) -> dict:
 
 
 def numbers(value: dict) -> list[float]:
-    return [value[key] for key in ("value", "low", "high") if value.get(key) is not None] + list(
-        value.get("seeds") or []
-    )
+    parts = [value.get("value"), value.get("low"), value.get("high"), *(value.get("seeds") or ())]
+    return [part for part in parts if part is not None]
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from common import save
 from real_vit import DATA, load_vit, view_features
 
 import dvt_fast
+from dvt_fast.solvers.patches import patch_means
 from dvt_fast.views import plan_boxes, view_coords
 
 SEEDS = (0, 1, 2)
@@ -76,15 +77,6 @@ def compare(maps: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
     }
 
 
-def field_means(found: dvt_fast.Decomposition, coords: np.ndarray) -> np.ndarray:
-    """F averaged over the patches [H, W] of the whole image, whose centres are given: [H, W, C]."""
-    h, w = coords.shape[:2]
-    y, x = ((np.arange(3 * n) + 0.5) / (3 * n) for n in (h, w))
-    points = np.stack(np.meshgrid(x, y), -1).astype(np.float32)
-    fine = found.query(points)
-    return fine.reshape(h, 3, w, 3, -1).mean((1, 3))
-
-
 def one_image(vit: dvt_fast.ViT, file: Path, views: int, options: dict) -> dict:
     boxes = plan_boxes(views, seed=0)
     features, coords = view_features(vit, file, boxes), view_coords(boxes, vit)
@@ -95,7 +87,7 @@ def one_image(vit: dvt_fast.ViT, file: Path, views: int, options: dict) -> dict:
         start = time.perf_counter()
         found = dvt_fast.solve(features, coords, solver, **how)
         seconds[name] = time.perf_counter() - start
-        maps[name] = field_means(found, coords[-1])
+        maps[name] = patch_means(found.query, coords[-1])
     for seed in SEEDS:
         maps[f"without {seed}"] = np.mean([maps[f"recipe {other}"] for other in SEEDS if other != seed], 0)
     return {"image": file.name, "pairs": compare(maps), "seconds": seconds}

@@ -49,8 +49,8 @@ class HashgridOptions(Options):
         never unscales it, so its decay is in effect 1/1024 of weight_decay; with loss_scale=1 the decay outweighs the
         loss (whose mean over C channels makes small gradients) and pulls G to zero.
     patch_means: the semantics are F averaged over each patch (3 x 3 points), as `direct` has them, not F at its centre.
-        The whole view's rows lie at just these centres, and a fine grid learned from few views knows them by heart. F
-        is averaged on the CPU, also for a device.
+        From few views it serves heads better (docs/results.md): the whole view's rows lie at just these centres, where
+        a fine grid may learn them by heart. F is averaged on the CPU, also for a device.
     compute: what products multiply, with sums in float32. The CPU has "float32"; a CUDA device has "tf32" (its
         default), "bfloat16" and "float32" (three products of tf32 each). deterministic: on CUDA, the same bits for the
         same seed, by sums in fixed point; without it they are float atomics, whose order is not fixed. The CPU always
