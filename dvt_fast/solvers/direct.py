@@ -45,8 +45,8 @@ class DirectOptions(Options):
     smoothness: lambda, the weight of |grad F|^2 against one row of data, so that more views smooth less; None estimates
         it, as the variance of the residual over that of F from node to node, from the second pass on.
     passes: 1 is plain least squares; more reweight the rows by 1 / max(1, e / (outlier_threshold * median e))^2, so
-        that outlier tokens lose their say. e is the residual norm, or that which the row's patch has in most views, if
-        that is larger: where only an outlying patch sees F, F follows it, and its residual there tells nothing.
+        that outlier tokens lose their say. e is the residual norm, or the median of that over the views of the row's
+        patch, if that is larger: where only an outlying patch sees F, F follows it, and a residual there tells nothing.
     residual: how many times a gain field, h = A_p * (F(x) - mean F) channel by channel, and (F, G) are fitted in turn.
     cosine: weigh rows by 1 + C / (2 |y|^2), the quadratic form of MSE + (1 - cos).
     artifact_ridge: mu, how many rows of "G is zero" (or of the prior) each patch is given; None estimates it, as the
