@@ -127,9 +127,9 @@ bool DirectSolver::reweight(const DirectOptions& options, const float* nodes, co
     view_residual(v, nodes, artifacts, e);
     sample.insert(sample.end(), e, e + patches_);
   }
-  // The median of a patch over views (of two the lower). It bounds from below what its rows count as: where F is seen by
-  // an outlying patch alone, as a corner of the image is by corner tokens, F follows that patch, and its residual there
-  // tells nothing.
+  // The median of a patch over views (of two the lower). It bounds from below what its rows count as: where F is seen
+  // by an outlying patch alone, as a corner of the image is by corner tokens, F follows that patch, and its residual
+  // there tells nothing.
   std::vector<float> typical(static_cast<size_t>(patches_)), column(sample.size() / static_cast<size_t>(patches_));
   for (int64_t i = 0; i < patches_; ++i) {
     for (size_t v = 0; v < column.size(); ++v) column[v] = sample[v * static_cast<size_t>(patches_) + i];
